@@ -1,0 +1,68 @@
+"""Files on a local disk that are complete whenever they have a name. Opened through ``cluster.storage``."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+_TEMPORARY = ".qmop-tmp-"
+
+
+def path_of(uri: str | Path) -> Path:
+    """The path that a plain path or a ``file://`` URI means.
+
+    Raises:
+        ValueError: if a ``file://`` URI names another machine or no absolute path.
+    """
+    text = str(uri)
+    if not text.lower().startswith("file:"):
+        return Path(text).expanduser()
+    parts = urlsplit(text)
+    if parts.netloc not in {"", "localhost"} or not parts.path.startswith("/"):
+        raise ValueError(f"{text!r} is not a local file: write file:///absolute/path.")
+    return Path(unquote(parts.path))
+
+
+@contextmanager
+def finished_beside(target: Path, source: BinaryIO) -> Iterator[Path]:
+    """A temporary neighbour of ``target`` with all of ``source`` on disk; gone at the end unless renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    try:
+        with temporary.open("xb") as stream:
+            shutil.copyfileobj(source, stream, 1024 * 1024)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield temporary
+        _flush_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sizes(root: Path, recursive: bool) -> dict[str, int]:
+    """The files in ``root`` with their sizes in bytes; a file lists itself, temporary neighbours are left out.
+
+    Raises:
+        FileNotFoundError: if ``root`` does not exist.
+    """
+    if root.is_file():
+        return {str(root): root.stat().st_size}
+    if not root.is_dir():
+        raise FileNotFoundError
+    entries = root.rglob("*") if recursive else root.iterdir()
+    files = (entry for entry in entries if entry.is_file() and not entry.name.startswith(_TEMPORARY))
+    return {str(entry): entry.stat().st_size for entry in files}

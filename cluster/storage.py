@@ -1,0 +1,253 @@
+"""The one place that opens a URI: a local path, ``file://`` or ``s3://``.
+
+Everything else of the project hands URIs about as strings. Endpoint, region and credentials of S3 come from the
+usual AWS variables (``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE`` and so on).
+
+What appears under a name is always complete: local files are written beside their final name, flushed to disk and
+renamed; an S3 object appears when its upload ends. Any other scheme (``pipe:`` would run a shell) is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+import pyarrow.fs as pafs
+
+from cluster import local, s3
+from cluster.s3 import StorageError
+
+__all__ = [
+    "StorageError",
+    "arrow_filesystem",
+    "create_if_absent",
+    "exists",
+    "is_s3",
+    "join",
+    "list_files",
+    "list_sizes",
+    "open_read",
+    "put_file",
+    "read_bytes",
+    "remove",
+    "remove_tree",
+    "sha256_of",
+    "write_atomic",
+]
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
+_PREFETCH_BYTES = 8 * 1024 * 1024
+
+
+def is_s3(uri: str | Path) -> bool:
+    """Whether ``uri`` names a place in S3; False for a local path.
+
+    Raises:
+        ValueError: if the scheme is one that we do not open.
+    """
+    text = str(uri)
+    scheme = _SCHEME.match(text)
+    if scheme is None or scheme[1].lower() == "file":
+        return False
+    if scheme[1] != "s3":
+        raise ValueError(
+            f"{text!r} has the scheme {scheme[1]!r}: give a local path, file:// or s3:// "
+            "(a local name with a colon needs a leading ./)."
+        )
+    if not text.startswith("s3://") or not urlsplit(text).netloc:
+        raise ValueError(f"{text!r} names no bucket: write s3://bucket/key.")
+    return True
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """``uri`` with ``parts`` appended, one slash between each."""
+    return "/".join([str(uri).rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def exists(uri: str | Path) -> bool:
+    """Whether a file, folder or prefix is there."""
+    if not is_s3(uri):
+        return local.path_of(uri).exists()
+    with s3.explained(str(uri)):
+        return bool(s3.filesystem().exists(_key(uri)))
+
+
+def read_bytes(uri: str | Path) -> bytes:
+    """The whole file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        StorageError: if it cannot be read.
+    """
+    with open_read(uri) as stream, _explained(uri):
+        return stream.read()
+
+
+def open_read(uri: str | Path) -> BinaryIO:
+    """A binary stream to read from; the caller closes it.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        StorageError: if it cannot be opened.
+    """
+    with _explained(uri):
+        if not is_s3(uri):
+            return local.path_of(uri).open("rb")
+        stream: BinaryIO = s3.filesystem().open(_key(uri), "rb", block_size=_PREFETCH_BYTES)
+        return stream
+
+
+def sha256_of(uri: str | Path) -> str:
+    """The SHA-256 of a file in hexadecimal, read in pieces."""
+    digest = hashlib.sha256()
+    with open_read(uri) as stream, _explained(uri):
+        while piece := stream.read(1024 * 1024):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_atomic(uri: str | Path, data: bytes) -> None:
+    """Put ``data`` under ``uri``, replacing what was there; a reader sees the old file or the new one, never a part.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    with _explained(uri):
+        if is_s3(uri):
+            s3.filesystem().pipe_file(_key(uri), data)
+            return
+        with local.finished_beside(local.path_of(uri), io.BytesIO(data)) as temporary:
+            temporary.replace(local.path_of(uri))
+
+
+def put_file(source: Path, uri: str | Path) -> None:
+    """Copy the local file ``source`` to ``uri``, as atomically as ``write_atomic`` does and without reading it whole.
+
+    Raises:
+        FileNotFoundError: if ``source`` does not exist.
+        StorageError: if ``uri`` cannot be written.
+    """
+    with source.open("rb") as stream, _explained(uri):
+        if is_s3(uri):
+            s3.filesystem().put_file(str(source), _key(uri))
+            return
+        with local.finished_beside(local.path_of(uri), stream) as temporary:
+            temporary.replace(local.path_of(uri))
+
+
+def create_if_absent(uri: str | Path, data: bytes) -> bool:
+    """Create ``uri`` with ``data`` unless it exists: of any number of callers at once, exactly one gets True.
+
+    A caller whose connection broke after the upload may get False for its own file; put something of your own into
+    ``data`` if you must tell.
+
+    Raises:
+        StorageError: if it cannot be written, or the local file system knows no hard links.
+    """
+    with _explained(uri):
+        if is_s3(uri):
+            return _create_s3(_key(uri), data)
+        with local.finished_beside(local.path_of(uri), io.BytesIO(data)) as temporary:
+            try:
+                os.link(temporary, local.path_of(uri))
+            except FileExistsError:
+                return False
+            return True
+
+
+def list_files(uri: str | Path, suffix: str = "", *, recursive: bool = False) -> list[str]:
+    """The files under a folder or prefix whose names end in ``suffix``, as full URIs in sorted order.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or prefix.
+    """
+    return list(list_sizes(uri, suffix, recursive=recursive))
+
+
+def list_sizes(uri: str | Path, suffix: str = "", *, recursive: bool = False) -> dict[str, int]:
+    """What ``list_files`` lists, each with its size in bytes; a file named directly lists itself.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or prefix.
+    """
+    with _explained(uri):
+        found = _sizes_s3(uri, recursive) if is_s3(uri) else local.sizes(local.path_of(uri), recursive)
+    return {name: found[name] for name in sorted(found) if name.endswith(suffix)}
+
+
+def remove(uri: str | Path) -> None:
+    """Delete one file; nothing happens where there is none."""
+    with _explained(uri):
+        if is_s3(uri):
+            fs = s3.filesystem()
+            if fs.isfile(_key(uri)):
+                fs.rm_file(_key(uri))
+            return
+        local.path_of(uri).unlink(missing_ok=True)
+
+
+def remove_tree(folder: str | Path) -> None:
+    """Delete a local folder and all in it; nothing happens where there is none.
+
+    Raises:
+        ValueError: if ``folder`` is not local.
+    """
+    if is_s3(folder):
+        raise ValueError(f"{folder} is not a local folder: delete prefixes in S3 with the bucket's own tools.")
+    shutil.rmtree(local.path_of(folder), ignore_errors=True)
+
+
+def arrow_filesystem(uri: str | Path) -> tuple[pafs.FileSystem | None, str]:
+    """``uri`` for Ray's ``storage_filesystem`` and ``storage_path``: no file system and an absolute path when local.
+
+    Raises:
+        StorageError: if the S3 endpoint does not answer.
+    """
+    if is_s3(uri):
+        return s3.arrow(), _key(uri)
+    return None, str(local.path_of(uri).absolute())
+
+
+def _key(uri: str | Path) -> str:
+    return str(uri).removeprefix("s3://").rstrip("/")
+
+
+@contextmanager
+def _explained(uri: str | Path) -> Iterator[None]:
+    if is_s3(uri):
+        with s3.explained(str(uri)):
+            yield
+        return
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{uri} does not exist.") from error
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be used: {error.strerror or error}.") from error
+
+
+def _create_s3(key: str, data: bytes) -> bool:
+    try:
+        s3.filesystem().pipe_file(key, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sizes_s3(uri: str | Path, recursive: bool) -> dict[str, int]:
+    fs = s3.filesystem()
+    found = fs.find(_key(uri), maxdepth=None if recursive else 1, detail=True)
+    if not found and not fs.exists(_key(uri)):
+        raise FileNotFoundError
+    # A name that ends in a slash is a marker that some tools leave for an empty folder.
+    return {f"s3://{name}": int(info["size"]) for name, info in found.items() if not name.endswith("/")}

@@ -1,0 +1,85 @@
+"""The `qmop` command: finds the job, reads its recipe, runs it, and turns mistakes into one sentence."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from jobs.recipes_reader import RecipeError, parse_recipe
+
+JOBS = {
+    "prepare": "turn pictures and texts into validated shards",
+    "train": "train a compressor in two stages on Ray Train with DeepSpeed",
+    "evaluate": "judge checkpoints on VTCBench, in parallel",
+    "report": "write the report of an evaluation",
+    "serve": "host a checkpoint behind the OpenAI chat protocol",
+    "quickstart": "all of it at tiny size, from nothing to a served model",
+}
+MISTAKE, INTERRUPTED = 2, 130
+
+
+def usage() -> str:
+    """What `qmop --help` prints."""
+    lines = [f"  {name:<12}{text}" for name, text in JOBS.items()]
+    return "\n".join(
+        [
+            "usage: qmop JOB [--config RECIPE.yaml] [--field value ...]",
+            "",
+            "Query-guided compression of visual tokens, from corpus to service.",
+            "",
+            "jobs:",
+            *lines,
+            "",
+            "`qmop JOB --help` lists the fields of a job's recipe; dotted names such as --align.steps 100 override",
+            "single fields, and --print_config shows the whole recipe. Add --traceback to see where an error came from.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the command; exits with 0, 1 (failed), 2 (a mistake in what was asked for) or 130 (interrupted)."""
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(argv: list[str]) -> int:
+    """Run a job and return its exit code."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(usage())  # noqa: T201 - help goes to standard output
+        return 0 if argv else MISTAKE
+    name, rest = argv[0], argv[1:]
+    if name not in JOBS:
+        return _complain(f"there is no job {name!r}: choose one of {', '.join(JOBS)}")
+    traceback = "--traceback" in rest
+    rest = [word for word in rest if word != "--traceback"]
+    try:
+        return _run_job(name, rest)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command goes on where it stopped", INTERRUPTED)
+    except (ValueError, FileNotFoundError, PermissionError, TimeoutError) as error:
+        if traceback or _from_a_worker(error):
+            raise
+        return _complain(str(error))
+
+
+def _run_job(name: str, rest: list[str]) -> int:
+    job: ModuleType = importlib.import_module(f"jobs.{name}")
+    recipe = parse_recipe(f"qmop {name}", job.__doc__ or "", job.RECIPE, rest)
+    from cluster.progress import Progress  # noqa: PLC0415 - after the recipe, so that a mistake is told at once
+
+    return int(job.run(recipe, Progress()))
+
+
+def _from_a_worker(error: Exception) -> bool:
+    """Errors of remote processes are ours to explain, not the user's: Ray makes them look like the original's type."""
+    return type(error).__module__.startswith("ray.") and not isinstance(error, RecipeError)
+
+
+def _complain(sentence: str, code: int = MISTAKE) -> int:
+    print(f"qmop: {' '.join(sentence.split())}", file=sys.stderr)  # noqa: T201 - the one line that a mistake costs
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Recipes from YAML and dotted overrides, with errors that say what was meant."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar, get_type_hints
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+R = TypeVar("R")
+_SHIPPED = Path(__file__).parent / "recipes"
+_BOOLS = ("true", "false")
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be read; the message is one sentence."""
+
+
+class _Parser(ArgumentParser):
+    """Raises instead of printing usage and leaving."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise RecipeError(message) from ex
+
+
+def parse_recipe(prog: str, description: str, recipe: type[R], argv: list[str]) -> R:
+    """Read a recipe.
+
+    Args:
+        prog: the command, for help texts.
+        description: first paragraph of the help text.
+        recipe: frozen dataclass to fill.
+        argv: `--config FILE` (or the name of a shipped recipe) and `--field value` overrides.
+
+    Raises:
+        RecipeError: for unknown fields, wrong types and missing files.
+        ValueError: for values that the recipe itself refuses.
+    """
+    known = field_names(recipe)
+    parser = _Parser(prog=prog, description=description.strip(), exit_on_error=True)
+    parser.add_argument("--config", action=ActionConfigFile, help=f"recipe in YAML; shipped: {', '.join(shipped())}")
+    parser.add_class_arguments(recipe, None, sub_configs=True)
+    try:
+        values = parser.instantiate(parser.parse_args(_spelled_out(argv, known)))
+    except RecipeError as error:
+        raise RecipeError(_explain(str(error), prog, list(known))) from error
+    return recipe(**{name: value for name, value in vars(values).items() if name != "config"})
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in _SHIPPED.glob("*.yaml"))
+
+
+def field_names(recipe: type, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all fields of a recipe, with their types."""
+    hints, names = get_type_hints(recipe), {}
+    for field in fields(recipe):
+        kind = hints[field.name]
+        names[prefix + field.name] = kind
+        if is_dataclass(kind) and isinstance(kind, type):
+            names |= field_names(kind, f"{prefix}{field.name}.")
+    return names
+
+
+def _spelled_out(argv: list[str], known: dict[str, Any]) -> list[str]:
+    """Dashes for underscores, switches without a value, and shipped recipes by name."""
+    words: list[str] = []
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if place and argv[place - 1] == "--config" and word in shipped():
+            words.append(str(_SHIPPED / f"{word}.yaml"))
+        elif word.startswith("--"):
+            name = name.replace("-", "_").replace("__", "--", 1)
+            words.append(name + equals + value)
+            following = argv[place + 1] if place + 1 < len(argv) else ""
+            if known.get(name[2:]) is bool and not equals and following not in _BOOLS:
+                words.append("true")
+        else:
+            words.append(word)
+    return words
+
+
+def _explain(message: str, prog: str, known: list[str]) -> str:
+    """One sentence out of the parser's message, naming the nearest field where one is unknown."""
+    text = " ".join(message.split())
+    unknown = re.search(r"(?:does not accept (?:option|nested key) |unrecognized arguments: --)'?([\w.\-]+)", text)
+    if unknown is None:
+        return text.replace('Parser key "', 'field "')
+    name = unknown.group(1)
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"`{prog} --help` lists them"
+    return f"the recipe has no field {name!r}: {hint}"

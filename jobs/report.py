@@ -1,0 +1,77 @@
+"""Write the report of an evaluation: Markdown, JSON, one self-contained HTML page, lmms-eval's layout."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+from cluster.progress import Progress
+from cluster.storage import join, read_bytes, write_atomic
+from pipelines.evaluation.store import read_index
+from qmop.vtcbench.records import Record
+from qmop.vtcbench.report import Report, pick_samples, summarise, to_html, to_json, to_lmms_eval, to_markdown
+from qmop.vtcbench.suite import decode_shard, parse_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRecipe:
+    """A report.
+
+    Attributes:
+        results: results store of an evaluation.
+        output: folder of the report; the results store itself when absent.
+        reference: label of the uncompressed model.
+        blind: label of the model that saw no picture.
+        samples: items shown with picture and answers.
+        seed: of the bootstrap.
+    """
+
+    results: str
+    output: str | None = None
+    reference: str = "uncompressed"
+    blind: str = "blind"
+    samples: int = 6
+    seed: int = 0
+
+
+RECIPE = ReportRecipe
+
+
+def run(recipe: ReportRecipe, progress: Progress) -> int:
+    """Write every form of the report."""
+    write_report(recipe, progress)
+    return 0
+
+
+def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
+    """Write every form of the report and return it; `report.html` is the page for people."""
+    records, suite = read_index(recipe.results)
+    folder = recipe.output or recipe.results
+    with progress.stage(f"writing the report to {folder}"):
+        report = summarise(records, recipe.reference, recipe.blind, seed=recipe.seed)
+        samples = pick_samples(records, _pictures(suite, records), recipe.samples)
+        files = {
+            "report.md": to_markdown(report),
+            "report.json": to_json(report),
+            "report.html": to_html(report, samples),
+        }
+        for row in report.rows:
+            results, lines = to_lmms_eval(report, records, row.label)
+            home = f"lmms_eval/{row.label.replace('/', '_')}"
+            files |= {f"{home}/results.json": json.dumps(results, indent=1), f"{home}/samples.jsonl": lines}
+        for name, text in files.items():
+            write_atomic(join(folder, name), text.encode())
+    progress.say(f"report: {join(folder, 'report.html')}")
+    return report
+
+
+def _pictures(suite: str, records: list[Record]) -> dict[str, bytes]:
+    """The picture of every item that records speak of."""
+    manifest = parse_manifest(read_bytes(join(suite, "manifest.json")), suite)
+    wanted = {record.shard for record in records}
+    return {
+        rendered.item.key: rendered.image
+        for shard in manifest.shards
+        if shard.url in wanted
+        for rendered in decode_shard(read_bytes(join(suite, shard.url)), shard)
+    }

@@ -1,0 +1,17 @@
+"""Train a compressor in two stages: first the projector alone, then projector and language model."""
+
+from __future__ import annotations
+
+from cluster.progress import Progress
+from pipelines.training.recipe import TrainRecipe
+from pipelines.training.trainer import train
+
+RECIPE = TrainRecipe
+
+
+def run(recipe: TrainRecipe, progress: Progress) -> int:
+    """Train and name the exported checkpoints."""
+    result = train(recipe, progress)
+    for uri in result.exports:
+        progress.say(f"checkpoint {uri}")
+    return 0

@@ -1,0 +1,1 @@
+"""Four Ray programs that feed, train, judge and host the model."""

@@ -1,0 +1,162 @@
+"""The manifest: what a corpus consists of, in the wids index format with our own account beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cluster import storage
+from pipelines.corpus.sources.base import absolute
+
+NAME = "manifest.json"
+QUARANTINE = "quarantine.jsonl"
+KIND = "wids-shard-index-v1"
+LAYOUT = 1
+"""Version of what a shard's record holds; a reader refuses any other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One shard: name relative to the manifest, sample count, size in bytes and digests."""
+
+    url: str
+    nsamples: int
+    filesize: int
+    sha256: str
+    md5sum: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A complete corpus. `input == written + sum(quarantined.values())` holds by construction.
+
+    Attributes:
+        folder: where the manifest and its shards lie.
+        shards: in the order of the source.
+        input: records that the source offered.
+        written: samples that the shards hold.
+        quarantined: records put aside, by reason.
+        source: kind of source.
+        plan: digest of recipe and source that the corpus was made from.
+        digest: digest of the corpus itself.
+    """
+
+    folder: str
+    shards: tuple[Shard, ...]
+    input: int
+    written: int
+    quarantined: Mapping[str, int]
+    source: str
+    plan: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        """Refuse an account that does not add up."""
+        samples = sum(shard.nsamples for shard in self.shards)
+        put_aside = sum(self.quarantined.values())
+        if samples != self.written or self.input != self.written + put_aside:
+            raise ValueError(
+                f"manifest of {self.folder}: {self.input} input, {self.written} written, {samples} in shards and "
+                f"{put_aside} quarantined do not add up, prepare the corpus again"
+            )
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples of each shard."""
+        return tuple(shard.nsamples for shard in self.shards)
+
+    def uri(self, shard: int) -> str:
+        """Where a shard lies."""
+        return storage.join(self.folder, self.shards[shard].url)
+
+    def to_json(self) -> bytes:
+        """The file's bytes; equal corpora give equal bytes."""
+        own = {
+            "version": LAYOUT,
+            "digest": self.digest,
+            "input": self.input,
+            "written": self.written,
+            "quarantined": dict(sorted(self.quarantined.items())),
+            "source": self.source,
+            "plan": self.plan,
+        }
+        document = {
+            "__kind__": KIND,
+            "wids_version": 1,
+            "name": f"qmop-{self.source}",
+            "shardlist": [asdict(shard) for shard in self.shards],
+            "qmop": own,
+        }
+        return json.dumps(document, indent=1).encode() + b"\n"
+
+
+def corpus_digest(shards: tuple[Shard, ...]) -> str:
+    """SHA-256 over the shards' digests and counts, in order."""
+    text = "".join(f"{shard.sha256} {shard.nsamples}\n" for shard in shards)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def manifest_uri(uri: str) -> str:
+    """The manifest's own address, from its folder's or its own."""
+    return uri if uri.endswith(".json") else storage.join(uri, NAME)
+
+
+def load_manifest(uri: str) -> Manifest:
+    """Read the manifest of a corpus.
+
+    Args:
+        uri: the corpus folder or the manifest file, local or remote.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is damaged or not one of ours.
+    """
+    where = absolute(manifest_uri(uri))
+    try:
+        document = json.loads(storage.read_bytes(where))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"there is no corpus manifest {where}, make one with `qmop prepare`") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where} is not valid JSON ({error}), prepare the corpus again") from error
+    return _parse(document, where)
+
+
+def _parse(document: Any, where: str) -> Manifest:
+    if not isinstance(document, dict) or document.get("__kind__") != KIND or "qmop" not in document:
+        raise ValueError(f"{where} is no manifest written by `qmop prepare`, name a corpus folder or its manifest.json")
+    own = document["qmop"]
+    if own.get("version") != LAYOUT:
+        raise ValueError(f"{where} has layout version {own.get('version')}, this program reads {LAYOUT}: prepare again")
+    try:
+        shards = tuple(Shard(**entry) for entry in document["shardlist"])
+        fields = {name: own[name] for name in ("input", "written", "quarantined", "source", "plan", "digest")}
+        manifest = Manifest(folder=where.rpartition("/")[0], shards=shards, **fields)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{where} lacks a field or has one too many ({error}), prepare the corpus again") from error
+    if corpus_digest(shards) != manifest.digest:
+        raise ValueError(f"{where} was changed: its digest does not fit its shard list, prepare the corpus again")
+    return manifest
+
+
+def verify(manifest: Manifest) -> None:
+    """Prove that every shard is there and has the promised bytes.
+
+    Raises:
+        ValueError: naming the first few shards that are missing or differ.
+    """
+    wrong = [text for number in range(len(manifest.shards)) if (text := _difference(manifest, number))]
+    if wrong:
+        shown = "; ".join(wrong[:3])
+        raise ValueError(f"corpus {manifest.folder}: {len(wrong)} shards differ from the manifest ({shown})")
+
+
+def _difference(manifest: Manifest, number: int) -> str:
+    shard = manifest.shards[number]
+    try:
+        found = storage.sha256_of(manifest.uri(number))
+    except FileNotFoundError:
+        return f"{shard.url} is missing"
+    return "" if found == shard.sha256 else f"{shard.url} has other bytes"

@@ -1,0 +1,105 @@
+"""What `qmop prepare` can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+SOURCES = ("llava", "img2dataset", "rendered")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one image may cost, checked from its header before anything is decoded.
+
+    Attributes:
+        max_bytes: largest encoded image, bytes.
+        max_pixels: largest width times height.
+        max_frames: most frames; an animation is not a picture.
+    """
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 40_000_000
+    max_frames: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a ValueError that names the field."""
+        for name in ("max_bytes", "max_pixels", "max_frames"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"limits.{name} is {getattr(self, name)}, it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareRecipe:
+    """Turn a source of pictures and texts into validated shards with a manifest.
+
+    Attributes:
+        source: where samples come from: a LLaVA JSON with its image folder, an img2dataset output folder, or our own
+            renderer.
+        output: folder or URI that receives shards, manifest.json and quarantine.jsonl.
+        annotations: LLaVA JSON file (source=llava).
+        images: folder that the JSON's image paths are relative to (source=llava), or the img2dataset folder.
+        samples_per_shard: input records per shard; a shard holds fewer where records were quarantined.
+        caption_prompt: the user's words where a source has captions alone (source=img2dataset).
+        max_bad_share: the run fails when more than this share of the input is quarantined and also more samples than
+            tolerated_bad; what img2dataset itself failed to download does not count.
+        tolerated_bad: so many bad samples never fail a run by themselves, so that a folder of twenty pictures survives
+            three bad ones; a run without a single good sample fails all the same.
+        limits: limits of one image.
+        count: samples to render (source=rendered).
+        seed: seed of the renderer (source=rendered).
+        questions_per_scene: rendered samples that share a picture, one question each (source=rendered).
+        overwrite: replace whatever corpus the output folder holds, and look at every image again.
+    """
+
+    source: Literal["llava", "img2dataset", "rendered"]
+    output: str
+    annotations: str | None = None
+    images: str | None = None
+    samples_per_shard: int = 1000
+    caption_prompt: str = "Describe the picture."
+    max_bad_share: float = 0.01
+    tolerated_bad: int = 10
+    limits: Limits = field(default_factory=Limits)
+    count: int = 10_000
+    seed: int = 0
+    questions_per_scene: int = 3
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a ValueError that names the field."""
+        if self.source not in SOURCES:
+            raise ValueError(f"source is {self.source!r}, expected one of {', '.join(SOURCES)}")
+        if not self.output:
+            raise ValueError("output is empty, name the folder that receives the shards")
+        for name in ("samples_per_shard", "count", "questions_per_scene"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        if not 0.0 <= self.max_bad_share <= 1.0:
+            raise ValueError(f"max_bad_share is {self.max_bad_share}, it must lie between 0 and 1")
+        if self.tolerated_bad < 0:
+            raise ValueError(f"tolerated_bad is {self.tolerated_bad}, it must be at least 0")
+        self._require_paths()
+
+    def _require_paths(self) -> None:
+        needed = {"llava": ("annotations", "images"), "img2dataset": ("images",), "rendered": ()}[self.source]
+        for name in needed:
+            if not getattr(self, name):
+                raise ValueError(f"{name} is not set, source={self.source} needs it: give a path or URI")
+
+    def content(self) -> dict[str, object]:
+        """The fields that decide the bytes of the corpus, for hashing: no paths, no ceilings.
+
+        What lies behind the paths enters through the source's fingerprint instead.
+        """
+        shared: dict[str, object] = {
+            "source": self.source,
+            "samples_per_shard": self.samples_per_shard,
+            "limits": [self.limits.max_bytes, self.limits.max_pixels, self.limits.max_frames],
+        }
+        own: dict[str, tuple[str, ...]] = {
+            "llava": (),
+            "img2dataset": ("caption_prompt",),
+            "rendered": ("count", "seed", "questions_per_scene"),
+        }
+        return shared | {name: getattr(self, name) for name in own[self.source]}

@@ -1,0 +1,115 @@
+"""The forms that one sample takes on its way from a source into a shard."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in a text, not a secret
+REASONS = {
+    "missing_image": "the record names an image that is not there, or speaks of one without naming it",
+    "corrupt_image": "the image does not decode to its end",
+    "unsupported_image": "the image is no JPEG, PNG or WebP",
+    "too_large": "the image exceeds a limit on bytes, pixels or frames",
+    "unsafe_path": "the image path leaves the image folder",
+    "no_caption": "the record holds no text to learn",
+    "bad_record": "the record does not have the documented form",
+    "not_downloaded": "img2dataset itself reports that the image was not obtained",
+}
+"""Every reason for quarantine, with its meaning."""
+UNCOUNTED = frozenset({"not_downloaded"})
+"""Reasons that the ceiling on bad samples leaves out: the source has already accounted for them."""
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_LONGEST_IDENTITY = 48
+
+Origin = dict[str, Any]
+Message = dict[str, str]
+
+
+class BadSampleError(Exception):
+    """One sample cannot be used; carries a reason from `REASONS` and a detail for people."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        """Keep reason and detail apart, for the account and for people."""
+        super().__init__(f"{reason}: {detail}")
+        assert reason in REASONS, reason
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A sample that was put aside, and why."""
+
+    reason: str
+    origin: Origin
+    detail: str
+
+    def to_json(self) -> str:
+        """One line of quarantine.jsonl, ASCII alone: a bad record may hold text that no encoding takes."""
+        return json.dumps({"reason": self.reason, "origin": self.origin, "detail": self.detail})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """A record as a source hands it out: texts in order, the image still unopened.
+
+    `position` counts the source's records from 0; `identity` is the record's own name, unique or not.
+    """
+
+    position: int
+    identity: str
+    image: bytes | None
+    messages: list[Message]
+    origin: Origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A validated sample: what one key of a shard holds. `extension` is jpg, png or webp, or None without image."""
+
+    key: str
+    image: bytes | None
+    extension: str | None
+    record: dict[str, Any]
+
+    def members(self) -> list[tuple[str, bytes]]:
+        """File names and contents, in the order that they stand in the shard."""
+        text = json.dumps(self.record, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        members = [(f"{self.key}.json", text.encode())]
+        if self.image is not None:
+            members.insert(0, (f"{self.key}.{self.extension}", self.image))
+        return members
+
+
+def sample_key(position: int, identity: str) -> str:
+    """A key that is unique, sorts like the source and is safe as a file name: no dots, no slashes, ASCII alone."""
+    name = _UNSAFE.sub("_", identity).strip("_")[:_LONGEST_IDENTITY]
+    return f"{position:09d}-{name}" if name else f"{position:09d}"
+
+
+def record_of(raw: Raw) -> dict[str, Any]:
+    """The JSON that a shard keeps beside the image."""
+    return {
+        "id": raw.identity,
+        "messages": raw.messages,
+        "image": raw.image is not None,
+        "origin": raw.origin,
+    }
+
+
+def check_messages(messages: list[Message]) -> None:
+    """Require turns that alternate from user to assistant and teach something.
+
+    Raises:
+        BadSampleError: `no_caption` where no assistant text is left, `bad_record` where the turns do not alternate.
+    """
+    roles = [message["role"] for message in messages]
+    if roles != ["user", "assistant"] * (len(roles) // 2):
+        raise BadSampleError("bad_record", f"turns are {', '.join(roles)}; expected user and assistant in turn")
+    empty = [number for number, message in enumerate(messages) if number % 2 and not message["text"]]
+    if empty or not messages:
+        raise BadSampleError("no_caption", "the assistant's text is empty" if empty else "there are no turns")

@@ -1,0 +1,90 @@
+"""A prepared corpus as a suite: the first question of every sample with a picture, judged by its own answer.
+
+Such items carry no VTCBench dimension, so they count in the micro average alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from cluster.progress import Progress
+from cluster.storage import exists, join, read_bytes, write_atomic
+from pipelines.corpus.manifest import load_manifest
+from pipelines.corpus.reader import Stored, read_shard
+from qmop.vtcbench.items import UNLABELLED, Item
+from qmop.vtcbench.rendered import RenderedItem, suite_digest
+from qmop.vtcbench.shards import pack_shard
+from qmop.vtcbench.suite import MANIFEST, ShardInfo, SuiteManifest, parse_manifest
+
+_SHORT = 3
+"""Up to this many words an answer is compared exactly, longer ones by shared words."""
+
+
+def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest | None:
+    """The suite made of a corpus, kept in the results store; None if the folder holds a suite already.
+
+    Raises:
+        ValueError: if no sample of the corpus has a picture and an answer.
+    """
+    if "dimensions" in json.loads(read_bytes(join(folder, MANIFEST)))["qmop"]:
+        return None
+    manifest = load_manifest(folder)
+    home = join(store, f"asked-{manifest.digest[:12]}")
+    if exists(join(home, MANIFEST)):
+        return parse_manifest(read_bytes(join(home, MANIFEST)), home)
+    shards, items = [], []
+    with progress.stage(f"turning corpus {folder} into questions"):
+        for number, shard in enumerate(manifest.shards):
+            stored = read_shard(manifest.uri(number), shard)
+            part = [item for sample in stored if (item := _asked(sample, manifest.source)) is not None]
+            if part:
+                shards.append(_write(home, len(shards), part))
+                items += part
+            progress.update("shards", number + 1, len(manifest.shards))
+    if not items:
+        raise ValueError(f"suite {folder} is a corpus without a single picture and answer: give one that has some")
+    progress.say(f"{len(items)} of {manifest.written} samples have a picture and a question")
+    suite = SuiteManifest(
+        folder=home,
+        digest=suite_digest(items),
+        seed=0,
+        count=len(items),
+        items_per_shard=max(shard.count for shard in shards),
+        dimensions={},
+        probe="",
+        shards=tuple(shards),
+    )
+    write_atomic(join(home, MANIFEST), suite.to_json().encode())
+    return suite
+
+
+def _asked(sample: Stored, source: str) -> RenderedItem | None:
+    if sample.image is None:
+        return None
+    messages = json.loads(sample.record)["messages"]
+    question, answer = messages[0]["text"], messages[1]["text"]
+    scorer = "exact_match" if len(answer.split()) <= _SHORT else "token_f1"
+    item = Item(
+        key=sample.key,
+        question=question,
+        answers=(answer,),
+        dimension=UNLABELLED,
+        task=Path(source).name,
+        source=source,
+        scorer=scorer,
+    )
+    return RenderedItem(item=item, image=sample.image)
+
+
+def _write(home: str, number: int, items: list[RenderedItem]) -> ShardInfo:
+    data, name = pack_shard(items), f"suite-{number:06d}.tar"
+    write_atomic(join(home, name), data)
+    return ShardInfo(
+        url=name,
+        sha256=hashlib.sha256(data).hexdigest(),
+        md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
+        count=len(items),
+        size=len(data),
+    )

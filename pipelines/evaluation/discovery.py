@@ -1,0 +1,108 @@
+"""From what a user names to the checkpoints that can be judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cluster.storage import exists, join, list_files, sha256_of
+from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card
+from qmop.configuration_qmop import QMoPConfig
+from qmop.tiny.base import TINY, base_path
+
+_UNCOMPRESSED = "mlp"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A checkpoint to judge.
+
+    Attributes:
+        label: its row in the report.
+        uri: its folder.
+        digest: its identity, by content.
+        method: compressor.
+        budget: visual tokens asked for; 0 stands for all.
+        carded: whether it has a card to verify it against; a foreign model folder has none.
+    """
+
+    label: str
+    uri: str
+    digest: str
+    method: str
+    budget: int
+    carded: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discovery:
+    """The candidates, and the folders that were passed over with the reason."""
+
+    candidates: tuple[Candidate, ...]
+    skipped: dict[str, str]
+
+
+def discover(named: list[str]) -> Discovery:
+    """Resolve every name.
+
+    Raises:
+        FileNotFoundError: if a name leads to no checkpoint at all.
+        ValueError: if two checkpoints share a label.
+    """
+    found: dict[str, Candidate] = {}
+    skipped: dict[str, str] = {}
+    for name in named:
+        label, _, path = name.rpartition("=")
+        for candidate in _resolve(label or None, path, skipped):
+            other = found.get(candidate.label)
+            if other is not None and other.digest != candidate.digest:
+                raise ValueError(
+                    f"checkpoints {other.uri} and {candidate.uri} are both labelled {candidate.label!r}: name them LABEL=PATH"
+                )
+            found[candidate.label] = candidate
+    return Discovery(candidates=tuple(found.values()), skipped=skipped)
+
+
+def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Candidate]:
+    if path == TINY:
+        return [_foreign(label or "uncompressed", str(base_path(TINY)))]
+    if exists(join(path, CARD)):
+        return [_carded(label, path)]
+    if exists(join(path, "config.json")):
+        if exists(join(path, WEIGHTS)):
+            return [_foreign(label, path)]
+        raise FileNotFoundError(f"checkpoint {path} has no {WEIGHTS}: only safetensors are read")
+    if exists(join(path, FOLDER)):
+        path = join(path, FOLDER)
+    folders = sorted({uri.rsplit("/", 1)[0] for uri in list_files(path, recursive=True)}) if exists(path) else []
+    candidates = []
+    for folder in folders:
+        if exists(join(folder, CARD)):
+            try:
+                candidates.append(_carded(f"{label}/{folder.rsplit('/', 1)[-1]}" if label else None, folder))
+            except ValueError as error:
+                skipped[folder] = str(error)
+        elif exists(join(folder, "config.json")):
+            skipped[folder] = f"has no {CARD}: not finished"
+    if not candidates:
+        raise FileNotFoundError(f"checkpoints names {path}, but no finished checkpoint is there")
+    return candidates
+
+
+def _carded(label: str | None, uri: str) -> Candidate:
+    card = read_card(uri)
+    return Candidate(
+        label=label or card.name, uri=uri, digest=card.digest, method=card.compressor, budget=card.tokens, carded=True
+    )
+
+
+def _foreign(label: str | None, uri: str) -> Candidate:
+    config = QMoPConfig.from_pretrained(uri, local_files_only=True)
+    name = "uncompressed" if config.compressor == _UNCOMPRESSED else uri.rstrip("/").rsplit("/", 1)[-1]
+    return Candidate(
+        label=label or name,
+        uri=uri,
+        digest=sha256_of(join(uri, WEIGHTS)),
+        method=config.compressor,
+        budget=config.compressor_tokens or 0,
+        carded=False,
+    )

@@ -1,0 +1,150 @@
+"""Plans units, spreads the missing ones over the cluster, and counts until planned = done + failed."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.capacity import require
+from cluster.progress import Progress
+from cluster.session import ray_session
+from cluster.storage import exists, join
+from pipelines.evaluation.asked_corpus import corpus_suite
+from pipelines.evaluation.discovery import Discovery, discover
+from pipelines.evaluation.judge import Judge
+from pipelines.evaluation.recipe import EvaluateRecipe
+from pipelines.evaluation.units import Generation, Unit, finished, records_of_ids
+from qmop.vtcbench.records import Record
+from qmop.vtcbench.suite import SuiteManifest, load_suite, write_suite
+
+_WAIT_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult:
+    """What an evaluation did; `planned == done + reused + len(failed)`."""
+
+    records: tuple[Record, ...]
+    planned: int
+    done: int
+    reused: int
+    failed: dict[str, str]
+    """Unit (label and shard) to the error that ended it."""
+    suite: SuiteManifest
+    units: tuple[str, ...]
+    """Ids of the units that the store now holds."""
+
+
+def evaluate(recipe: EvaluateRecipe, progress: Progress) -> EvaluateResult:
+    """Judge every named checkpoint on every shard of the suite; what the store holds is not computed again.
+
+    Raises:
+        FileNotFoundError: if a checkpoint or the suite is missing.
+        ValueError: if names clash or the cluster is too small.
+    """
+    found = discover(recipe.checkpoints)
+    for folder, reason in found.skipped.items():
+        progress.say(f"skipping {folder}: {reason}")
+    suite = prepare_suite(recipe, progress)
+    units = _plan(found, suite, recipe)
+    missing = [unit for unit in units if not finished(unit, recipe.output)]
+    progress.say(
+        f"evaluating {len(found.candidates)} checkpoints x {len(suite.shards)} shards ({suite.count} items, suite "
+        f"{suite.digest[:12]}): {len(missing)} units to do, {len(units) - len(missing)} reused"
+    )
+    failed: dict[str, str] = {}
+    if missing:
+        with ray_session(recipe.ray, progress), progress.stage("evaluating"):
+            workers = min(recipe.workers, len(missing))
+            require(what=f"evaluation with {workers} workers", num_cpus=workers, progress=progress)
+            failed = _spread(missing, suite, workers, recipe, progress)
+    kept = [unit for unit in units if finished(unit, recipe.output)]
+    assert len(units) == len(kept) + len(failed), f"{len(units)} units planned, {len(kept)} kept, {len(failed)} failed"
+    return EvaluateResult(
+        records=tuple(records_of_ids([unit.id for unit in kept], recipe.output)),
+        planned=len(units),
+        done=len(missing) - len(failed),
+        reused=len(units) - len(missing),
+        failed=failed,
+        suite=suite,
+        units=tuple(unit.id for unit in kept),
+    )
+
+
+def prepare_suite(recipe: EvaluateRecipe, progress: Progress) -> SuiteManifest:
+    """The suite that a recipe names: a suite's folder, a prepared corpus, or the rendered one, drawn if need be."""
+    if recipe.suite is None:
+        folder = join(recipe.output, f"suite-{recipe.rendered.seed}-{recipe.rendered.count}")
+        with progress.stage(f"rendering suite {folder}"):
+            return write_suite(
+                folder,
+                recipe.rendered.seed,
+                recipe.rendered.count,
+                recipe.rendered.items_per_shard,
+                lambda done, total: progress.update("suite items", done, total),
+            )
+    if exists(join(recipe.suite, "manifest.json")):
+        asked = corpus_suite(recipe.suite, recipe.output, progress)
+        if asked is not None:
+            return asked
+    return load_suite(recipe.suite)
+
+
+def _plan(found: Discovery, suite: SuiteManifest, recipe: EvaluateRecipe) -> list[Unit]:
+    generation = Generation(max_new_tokens=recipe.max_new_tokens)
+    return [
+        Unit(candidate=candidate, shard=shard, suite_digest=suite.digest, generation=generation)
+        for candidate in found.candidates
+        for shard in suite.shards
+    ]
+
+
+def _spread(
+    units: list[Unit], suite: SuiteManifest, workers: int, recipe: EvaluateRecipe, progress: Progress
+) -> dict[str, str]:
+    """Run units on `workers` processes; each takes the next unit of the checkpoint that it holds, if there is one."""
+    store, folder = os.path.abspath(recipe.output) if "://" not in recipe.output else recipe.output, suite.folder  # noqa: PTH100 - a URI is no path
+    folder = os.path.abspath(folder) if "://" not in folder else folder  # noqa: PTH100
+    idle = [Judge.options(num_cpus=1).remote(store, folder, recipe.batch, 1) for _ in range(workers)]
+    waiting, running = deque(units), {}
+    holds: dict[Any, str] = {}
+    failed: dict[str, str] = {}
+    done = 0
+    while waiting or running:
+        while waiting and idle:
+            worker = idle.pop()
+            unit = _next(waiting, holds.get(worker), set(holds.values()))
+            holds[worker] = unit.candidate.digest
+            running[worker.run.remote(unit)] = (worker, unit)
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=_WAIT_S)
+        for reference in ready:
+            worker, unit = running.pop(reference)
+            idle.append(worker)
+            name = f"{unit.candidate.label} on {unit.shard.url}"
+            try:
+                _, wrong = ray.get(reference)
+                done += 1
+                note = f"{name}{f', {wrong} items could not be answered' if wrong else ''}"
+                progress.update("units", done, len(units), note)
+            except RayError as error:
+                failed[name] = str(error).strip().splitlines()[-1]
+                progress.say(f"unit {name} failed: {failed[name]}")
+    for worker in idle:
+        ray.kill(worker)
+    return failed
+
+
+def _next(waiting: deque[Unit], held: str | None, elsewhere: set[str]) -> Unit:
+    """A unit of the checkpoint that the worker holds, else of one that nobody holds, else the next."""
+
+    def rank(unit: Unit) -> int:
+        return 0 if unit.candidate.digest == held else 1 if unit.candidate.digest not in elsewhere else 2
+
+    unit = min(waiting, key=rank)
+    waiting.remove(unit)
+    return unit

@@ -1,0 +1,1 @@
+"""An OpenAI-compatible chat service over a QMoP checkpoint, hosted by Ray Serve."""

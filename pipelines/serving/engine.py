@@ -1,0 +1,183 @@
+"""The engine over a QMoP checkpoint: one model, one conversation at a time, tokens out as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from pipelines.serving.contract import Completion, Job, Prompt, PromptError, VisualUsage
+from pipelines.serving.text_stream import Detokenizer, StopText
+from qmop import load
+from qmop.compressors.mixture import BRANCHES
+from qmop.features import CompressedTokens
+from qmop.modeling_qmop import ImageOutput
+
+
+class QMoPEngine:
+    """A loaded checkpoint that answers conversations; `run` belongs to one thread.
+
+    Args:
+        model: in evaluation mode.
+        processor: that belongs to the model.
+    """
+
+    batch_limit = 1
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = model, processor
+        self._context = int(model.config.text_config.max_position_embeddings)
+        ends = model.generation_config.eos_token_id
+        ends = processor.tokenizer.eos_token_id if ends is None else ends
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        vision = model.config.vision_config
+        self._patches = (vision.image_size // vision.patch_size) ** 2
+
+    @classmethod
+    def from_checkpoint(cls, path: str, threads: int) -> QMoPEngine:
+        """Load a checkpoint onto the GPU if there is one, else onto the CPU with `threads` threads.
+
+        Raises:
+            FileNotFoundError, ValueError: as `qmop.load`.
+        """
+        torch.set_num_threads(threads)
+        model, processor = load(path)
+        return cls(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor)
+
+    def warm_up_prompt(self) -> Prompt:
+        """A question about a grey picture, which takes the way of every other question."""
+        side = self._model.config.vision_config.image_size
+        question = "what is this"
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        picture = Image.new("RGB", (side, side), "grey")
+        return Prompt(messages=[{"role": "user", "content": content}], images=[picture], question=question)
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Answer the jobs one after the other; one that fails does not touch the next."""
+        for job in jobs:
+            try:
+                job.done(self._answer(job))
+            except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to this job alone
+                job.done(error)
+
+    @torch.inference_mode()
+    def _answer(self, job: Job) -> Completion:
+        inputs = self._inputs(job.prompt)
+        length = inputs["input_ids"].shape[1]
+        room = self._context - length
+        if room < 1:
+            raise PromptError(f"The conversation has {length} tokens, but the model reads {self._context}: shorten it.")
+        sampling, encoded = job.sampling, self._encode(inputs)
+        watch = _Watch(job, Detokenizer(self._decode), self._ends, length)
+        with _seeded(sampling.seed):
+            self._model.generate(
+                **inputs,
+                mm_encoder_outputs=None if encoded is None else {"image": encoded},
+                max_new_tokens=min(sampling.max_new_tokens, room),
+                stopping_criteria=StoppingCriteriaList([watch]),
+                **_drawing(sampling.temperature, sampling.top_p),
+            )
+        watch.flush()
+        return Completion(
+            finish_reason=watch.finish_reason,
+            prompt_tokens=length,
+            completion_tokens=watch.count,
+            visual=self._visual(None if encoded is None else encoded.compressed),
+        )
+
+    def _inputs(self, prompt: Prompt) -> dict[str, Any]:
+        texts = [part["text"] for turn in prompt.messages for part in turn["content"] if part["type"] == "text"]
+        for token in self._processor.tokenizer.all_special_tokens:
+            if any(token in text for text in texts):
+                raise PromptError(f"The text holds {token}, which steers this model: leave it out.")
+        template = self._processor.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+        images = list(prompt.images) or None
+        inputs = self._processor(images=images, text=[template], query=[prompt.question], return_tensors="pt")
+        return dict(inputs.to(self._model.device))
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def _encode(self, inputs: dict[str, Any]) -> ImageOutput | None:
+        """Take the pictures out of the inputs and compress them, so that what was kept can be reported."""
+        names = ("pixel_values", "query_input_ids", "query_attention_mask", "image_rows")
+        taken = {name: inputs.pop(name) for name in names if name in inputs}
+        return self._model.get_image_features(**taken) if "pixel_values" in taken else None
+
+    def _visual(self, compressed: CompressedTokens | None) -> VisualUsage:
+        method = str(self._model.config.compressor)
+        if compressed is None:
+            return VisualUsage(method=method)
+        counts, weights = compressed.counts_B, compressed.branch_weights_BS
+        named = None
+        if weights is not None:
+            named = dict(zip(BRANCHES, weights.float().mean(dim=0).tolist(), strict=True))
+        return VisualUsage(
+            method=method,
+            visual_tokens=int(counts.sum()),
+            visual_tokens_original=self._patches * len(counts),
+            branch_weights=named,
+        )
+
+
+class _Watch(StoppingCriteria):
+    """Sees every new token: passes its text on, and ends the answer at a stop text or when the client is gone."""
+
+    def __init__(self, job: Job, detokenizer: Detokenizer, ends: frozenset[int], prompt_length: int) -> None:
+        self._job, self._detokenizer, self._ends = job, detokenizer, ends
+        self._stop = StopText(job.sampling.stop)
+        self._seen = self._prompt_length = prompt_length
+        self._ended = self._begun = False
+
+    @property
+    def count(self) -> int:
+        """New tokens so far, the end token included."""
+        return self._seen - self._prompt_length
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "cancelled"]:
+        """Why the answer ended, once it has."""
+        if self._job.cancelled.is_set():
+            return "cancelled"
+        return "stop" if self._ended or self._stop.reached else "length"
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        """Take the latest token; true ends the answer."""
+        del scores, kwargs
+        new = input_ids[0, self._seen :].tolist()
+        self._seen += len(new)
+        self._ended = self._ended or not self._ends.isdisjoint(new)
+        self._show(self._detokenizer.push(new))
+        over = self._ended or self._stop.reached or self._job.cancelled.is_set()
+        return torch.full((1,), over, dtype=torch.bool, device=input_ids.device)
+
+    def flush(self) -> None:
+        """Let out what was held back."""
+        self._show(self._detokenizer.push([], final=True), final=True)
+
+    def _show(self, text: str, *, final: bool = False) -> None:
+        text = self._stop.push(text, final=final)
+        text = text if self._begun else text.lstrip()
+        if text:
+            self._begun = True
+            self._job.emit(text)
+
+
+def _drawing(temperature: float, top_p: float) -> dict[str, Any]:
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+
+
+@contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    """Draw from the seed's own stream, and leave the process's stream as it was."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

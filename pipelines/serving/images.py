@@ -1,0 +1,119 @@
+"""Pictures as they come in: data URLs, checked before anything is decoded.
+
+An address is never fetched: a service that fetches what strangers name reaches into its own network.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import struct
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pipelines.serving.errors import ApiError, bad_request
+
+_HEAD = re.compile(r"data:image/(png|jpeg|webp);base64,", re.IGNORECASE)
+_WAY_OUT = "send it as data:image/png;base64,... (or jpeg, or webp)"
+# A sliver one pixel high is small in pixels, but resizing its short side to a tower's input would blow it up.
+_MAX_ASPECT = 50
+_16_BIT_STEP = 257
+# What Pillow's decoders are known to raise on damaged files.
+_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, MemoryError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits:
+    """What one picture may cost: bytes after base64 decoding, and pixels (width times height)."""
+
+    max_bytes: int
+    max_pixels: int
+
+
+def decode_data_url(url: str, limits: ImageLimits, param: str | None = None) -> Image.Image:
+    """Turn a data URL into an upright RGB picture.
+
+    Args:
+        url: `data:image/png;base64,...`, or jpeg or webp.
+        limits: what the picture may cost.
+        param: the request field, for the error.
+
+    Raises:
+        ApiError: 400, naming what is wrong and the way out.
+    """
+    kind, data = _payload(url, limits, param)
+    try:
+        image = Image.open(BytesIO(data), formats=(kind,))
+        _check_header(image, limits, param)
+        return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        message = f"The image is not a {kind} file: check it, and the type that its data URL names."
+        raise bad_request(message, code="invalid_image", param=param) from error
+    except Image.DecompressionBombError as error:
+        message = f"The image has far more than {limits.max_pixels} pixels: send it smaller."
+        raise bad_request(message, code="image_too_large", param=param) from error
+    except _BROKEN as error:
+        message = f"The image is not a readable {kind} file ({_brief(error)}): check that it opens on your side."
+        raise bad_request(message, code="invalid_image", param=param) from error
+
+
+def _payload(url: str, limits: ImageLimits, param: str | None) -> tuple[str, bytes]:
+    head = _HEAD.match(url, 0, 64)
+    if head is None:
+        raise _refused_address(url, param)
+    size = (len(url) - head.end()) // 4 * 3 - url[-2:].count("=")
+    if size > limits.max_bytes:
+        message = f"The image has {size} bytes, but at most {limits.max_bytes} are read: send it smaller."
+        raise bad_request(message, code="image_too_large", param=param)
+    try:
+        data = base64.b64decode(url[head.end() :], validate=True)
+    except (binascii.Error, ValueError) as error:
+        message = f"The image's base64 text is malformed ({_brief(error)}): use standard base64 with padding."
+        raise bad_request(message, code="invalid_base64", param=param) from error
+    if not data:
+        raise bad_request(f"The image is empty: {_WAY_OUT}.", code="invalid_image", param=param)
+    return head.group(1).lower(), data
+
+
+def _refused_address(url: str, param: str | None) -> ApiError:
+    if url[:5].lower() == "data:":
+        message = f"The image's data URL starts with {url[:40]!r}, which is not a kind read here: {_WAY_OUT}."
+        return bad_request(message, code="unsupported_image", param=param)
+    message = (
+        f"The image is given by address ({url[:60]!r}), and this service fetches no addresses, because one could "
+        f"point into its own network: load the picture on your side and {_WAY_OUT}."
+    )
+    return bad_request(message, code="unsupported_image_url", param=param)
+
+
+def _check_header(image: Image.Image, limits: ImageLimits, param: str | None) -> None:
+    """Look at what the header says while no pixel has been decoded."""
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        message = f"The image is {width}x{height}, but at most {limits.max_pixels} pixels are read: send it smaller."
+        raise bad_request(message, code="image_too_large", param=param)
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        message = f"The image is {width}x{height}, narrower than 1:{_MAX_ASPECT}: crop it."
+        raise bad_request(message, code="invalid_image", param=param)
+    # Telephones append a preview or gain map to a JPEG (MPO); its first frame is the photograph.
+    if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:
+        raise bad_request("The image is animated: send one of its frames.", code="invalid_image", param=param)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits per pixel: a plain conversion would clip, not scale
+        grey = np.clip(np.asarray(image, np.float32) / _16_BIT_STEP, 0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:  # what is see-through is shown on white, as browsers do
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _brief(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -1,0 +1,233 @@
+"""Starting and stopping the service on a Ray session that is already open."""
+
+from __future__ import annotations
+
+import http.client
+import logging
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+
+import ray
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+from ray.serve.api import RunTarget
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from cluster import capacity
+from cluster.ports import require_port
+from cluster.progress import Progress
+from pipelines.serving.deployment import APPLICATION, EngineFactory, build, load_engine
+from pipelines.serving.recipe import ServeRecipe
+
+_POLL_S = 0.2
+_WATCH_S = 5.0
+_PATIENCE_S = 90.0
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked here, not listened on
+_GIVEN_UP = {ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where a service answers.
+
+    Attributes:
+        url: base URL for OpenAI clients, ending in /v1.
+        api_key: what they must present; None where nothing is asked for.
+        model: the model name to ask for.
+    """
+
+    url: str
+    api_key: str | None = field(repr=False)
+    model: str
+
+
+def deploy(recipe: ServeRecipe, progress: Progress, factory: EngineFactory = load_engine) -> Endpoint:
+    """Start the service and return once it has answered its warm-up question and its address answers.
+
+    Args:
+        recipe: what to serve and how.
+        progress: told of every step.
+        factory: makes the engine, in the replicas.
+
+    Raises:
+        ValueError: if the port is in use, Serve already runs on this cluster, the cluster has no room, or the replicas
+            do not come up.
+        FileNotFoundError: if the checkpoint is missing.
+    """
+    require_port(recipe.host, recipe.port)
+    if factory is load_engine:
+        _require_checkpoint(recipe.checkpoint)
+    api_key = (recipe.api_key or f"qmop-{secrets.token_urlsafe(32)}") if recipe.require_key else None
+    with _quiet(), progress.stage(f"Starting {recipe.served_name} on {recipe.host}:{recipe.port}"):
+        _require_no_serve()
+        capacity.require(
+            what=f"serving with {recipe.replicas} replicas",
+            num_cpus=recipe.replicas * recipe.num_cpus,
+            num_gpus=recipe.replicas * recipe.num_gpus,
+            progress=progress,
+        )
+        try:
+            _start(recipe, api_key, factory, progress)
+        except BaseException:
+            _stop()
+            raise
+    return Endpoint(url=f"http://{_netloc(recipe)}/v1", api_key=api_key, model=recipe.served_name)
+
+
+def shutdown(progress: Progress) -> None:
+    """Stop the service and Serve itself; answers in flight may end first, as `drain_timeout_s` says."""
+    with _quiet(), progress.stage("Stopping the service"):
+        _stop()
+
+
+@contextmanager
+def serving(recipe: ServeRecipe, progress: Progress, factory: EngineFactory = load_engine) -> Iterator[Endpoint]:
+    """The service for the length of a `with` block; arguments and errors as for `deploy`."""
+    endpoint = deploy(recipe, progress, factory)
+    try:
+        yield endpoint
+    finally:
+        shutdown(progress)
+
+
+def serve_until_stopped(recipe: ServeRecipe, progress: Progress) -> None:
+    """Serve until Ctrl-C or the end of the session; arguments and errors as for `deploy`.
+
+    Raises:
+        RuntimeError: if the service dies meanwhile.
+    """
+    with serving(recipe, progress) as endpoint:
+        progress.say(f"Serving {endpoint.model} at {endpoint.url}; stop with Ctrl-C")
+        if endpoint.api_key is not None and recipe.api_key is None:
+            progress.say(f"API key, shown this once: {endpoint.api_key}")
+        try:
+            _watch(progress)
+        except KeyboardInterrupt:
+            progress.say("Asked to stop")
+
+
+def _start(recipe: ServeRecipe, api_key: str | None, factory: EngineFactory, progress: Progress) -> None:
+    until = time.monotonic() + recipe.start_timeout_s
+    serve.start(proxy_location="HeadOnly", http_options={"host": recipe.host, "port": recipe.port})
+    target = RunTarget(target=build(recipe, api_key, factory), name=APPLICATION, route_prefix="/")
+    serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    said = ""
+    while (state := _application()) is None or state.status != ApplicationStatus.RUNNING:
+        if state is not None and state.status in _GIVEN_UP:
+            raise ValueError(f"checkpoint={recipe.checkpoint!r} cannot be served: {_reason(state)}")
+        if time.monotonic() > until:
+            raise ValueError(_too_slow(recipe, state))
+        if state is not None and (now := _replicas(state)) != said:
+            progress.say(f"Replicas: {now}")
+            said = now
+        time.sleep(_POLL_S)
+    while not _answers(recipe):
+        if time.monotonic() > until:
+            raise ValueError(f"http://{_netloc(recipe)}/health does not answer: raise start_timeout_s.")
+        time.sleep(_POLL_S)
+
+
+def _stop() -> None:
+    """Shut Serve down and wait for it.
+
+    `serve.shutdown` alone waits for a reply that its controller, ending itself, never gives; Ray then prints a false
+    alarm on standard output. So ask without waiting for the reply, and see the controller go.
+    """
+    until = time.monotonic() + _PATIENCE_S
+    with suppress(ValueError, RayActorError):  # no controller (any more)
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_PATIENCE_S)
+        while time.monotonic() < until:
+            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+            time.sleep(_POLL_S)
+    serve.shutdown()  # forgets the controller that this process knew
+
+
+def _watch(progress: Progress) -> None:
+    said = ""
+    while True:
+        state = _application()
+        if state is None:
+            raise RuntimeError("The service has been stopped from elsewhere.")
+        now = f"{state.status.value.lower()}, replicas: {_replicas(state)}"
+        if said not in {"", now}:
+            progress.say(f"The service is {now}")
+        said = now
+        time.sleep(_WATCH_S)
+
+
+def _application() -> ApplicationStatusOverview | None:
+    return serve.status().applications.get(APPLICATION)
+
+
+def _replicas(state: ApplicationStatusOverview) -> str:
+    """How many replicas are in which state, such as "1 starting"."""
+    counts = [item for deployment in state.deployments.values() for item in deployment.replica_states.items()]
+    return ", ".join(f"{count} {getattr(name, 'value', name).lower()}" for name, count in counts) or "none yet"
+
+
+def _reason(state: ApplicationStatusOverview) -> str:
+    """The exception's own line out of the traceback that Serve reports."""
+    message = "\n".join([state.message, *(deployment.message for deployment in state.deployments.values())])
+    errors = [line.strip() for line in message.splitlines() if "Error: " in line and not line.startswith(" ")]
+    return errors[-1] if errors else message.strip()[:500]
+
+
+def _too_slow(recipe: ServeRecipe, state: ApplicationStatusOverview | None) -> str:
+    waiting = "" if state is None else f" ({_replicas(state)}; {_reason(state)})"
+    return (
+        f"The service was not ready within start_timeout_s={recipe.start_timeout_s:.0f}{waiting}: free "
+        f"{recipe.replicas * recipe.num_cpus:g} logical CPUs and {recipe.replicas * recipe.num_gpus:g} GPUs on the "
+        "cluster, or raise start_timeout_s."
+    )
+
+
+def _answers(recipe: ServeRecipe) -> bool:
+    host = _EVERYWHERE.get(recipe.host, recipe.host)
+    connection = http.client.HTTPConnection(host, recipe.port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _netloc(recipe: ServeRecipe) -> str:
+    host = _EVERYWHERE.get(recipe.host, recipe.host)
+    return f"[{host}]:{recipe.port}" if ":" in host else f"{host}:{recipe.port}"
+
+
+def _require_checkpoint(checkpoint: str) -> None:
+    if not (Path(checkpoint) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"checkpoint={checkpoint!r} holds no model: give a folder with config.json and model.safetensors."
+        )
+
+
+def _require_no_serve() -> None:
+    status = serve.status()
+    if status.proxies or status.applications:
+        raise ValueError(
+            f"Ray Serve already runs on this cluster with {sorted(status.applications) or 'no application'}: stop it "
+            "with `serve shutdown`, or leave out the cluster's address to get a cluster of your own."
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Serve's own chatter off the terminal; its log files hold it."""
+    logger = logging.getLogger("ray.serve")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,1 @@
+"""Two-stage training of any compressor on Ray Train with DeepSpeed ZeRO."""

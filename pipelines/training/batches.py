@@ -1,0 +1,135 @@
+"""From samples to tensors: decode beside the trainer, draw one turn, build ids and labels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from pipelines.corpus.feed import MicroBatch
+from qmop.processing_qmop import QMoPProcessor
+from qmop.vtcbench.draws import Draws
+
+T = TypeVar("T")
+IGNORED = -100
+"""Label of a token that is no target."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One micro-batch as tensors.
+
+    Attributes:
+        inputs: what the model's forward takes.
+        labels: `(R, L)`, -100 where a token is no target.
+        dummy: true if no sample has an image: one blank image then runs through the projector and counts for
+            nothing, so that every process runs the same modules in every step.
+        positions: global positions of the samples, for the ledger.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    dummy: bool
+    positions: tuple[int, ...]
+
+    @property
+    def targets(self) -> int:
+        """Number of target tokens; the first token of a row never is one."""
+        return int((self.labels[:, 1:] != IGNORED).sum())
+
+
+def decode(data: bytes) -> Image.Image:
+    """An upright RGB picture from encoded bytes."""
+    with Image.open(io.BytesIO(data)) as picture:
+        return ImageOps.exif_transpose(picture).convert("RGB")
+
+
+def draw_turn(messages: list[dict[str, str]], seed: int, position: int) -> tuple[str, str]:
+    """One question and its answer out of a conversation, drawn by `(seed, position)`; other turns are left out.
+
+    Query-guided tokens fit one question, so one turn is trained at a time; answers never become queries.
+    """
+    pairs = [
+        (asked["text"], told["text"])
+        for asked, told in zip(messages, messages[1:], strict=False)
+        if asked["role"] == "user" and told["role"] == "assistant"
+    ]
+    return Draws(seed, "turn", position).choice(pairs)
+
+
+class Collator:
+    """Turns micro-batches of the feed into `Batch`es.
+
+    Args:
+        processor: of the model in training; its placeholder count is the projector's.
+        seed: of the turn draws.
+        max_length: tokens per row; the end of a longer answer is cut off.
+    """
+
+    def __init__(self, processor: QMoPProcessor, *, seed: int, max_length: int) -> None:
+        self.processor, self.seed, self.max_length = processor, seed, max_length
+
+    def __call__(self, micro: MicroBatch) -> Batch:
+        """Build the tensors of a micro-batch, padded on the right."""
+        rows, questions, pictures, image_rows = [], [], [], []
+        for row, (position, image, sample) in enumerate(
+            zip(micro.positions, micro.images, micro.samples, strict=True)
+        ):
+            question, told = draw_turn(sample["messages"], self.seed, position)
+            if image is not None:
+                pictures.append(decode(image))
+                image_rows.append(row)
+            rows.append(self._ids(question, told, with_image=image is not None))
+            questions.append(question)
+        dummy = not pictures
+        if dummy:
+            pictures, image_rows = [Image.new("RGB", (32, 32))], [0]
+        inputs, labels = self._pad(rows)
+        inputs["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+        inputs["image_rows"] = torch.tensor(image_rows)
+        if self.processor.query_tokenizer is not None:
+            query = self.processor.query_tokenizer(questions, padding=True, truncation=True, return_tensors="pt")
+            inputs |= {"query_input_ids": query["input_ids"], "query_attention_mask": query["attention_mask"]}
+        return Batch(inputs=inputs, labels=labels, dummy=dummy, positions=tuple(micro.positions))
+
+    def _ids(self, question: str, told: str, *, with_image: bool) -> tuple[list[int], int]:
+        """Ids of a row and how many of them are the prompt."""
+        tokenizer = self.processor.tokenizer
+        content: list[dict[str, Any]] = [{"type": "image"}] if with_image else []
+        content.append({"type": "text", "text": question})
+        prompt = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        prompt = prompt.replace(self.processor.image_token, self.processor.image_token * self.processor.visual_tokens)
+        asked = tokenizer.encode(prompt, add_special_tokens=False)
+        answer = tokenizer.encode(told, add_special_tokens=False) + [tokenizer.eos_token_id]
+        return (asked + answer)[: self.max_length], min(len(asked), self.max_length)
+
+    def _pad(self, rows: list[tuple[list[int], int]]) -> tuple[dict[str, Tensor], Tensor]:
+        length, pad = max(len(ids) for ids, _ in rows), self.processor.tokenizer.pad_token_id
+        ids = torch.full((len(rows), length), pad)
+        mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
+        for row, (tokens, prompt) in enumerate(rows):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : len(tokens)] = 1
+            labels[row, prompt : len(tokens)] = ids[row, prompt : len(tokens)]
+        return {"input_ids": ids, "attention_mask": mask}, labels
+
+
+def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, made by a thread up to `depth` items before they are needed."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(next, items, end) for _ in range(depth)]
+        while True:
+            item = waiting.pop(0).result()
+            if item is end:
+                return
+            waiting.append(pool.submit(next, items, end))
+            yield item  # type: ignore[misc]

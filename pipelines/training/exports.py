@@ -1,0 +1,132 @@
+"""Exports: checkpoints as safetensors that anybody can load, visible only when complete.
+
+A checkpoint is a folder with `checkpoint.json`. That file is written last and lists every other file with its size
+and digest, so a half-written folder is never mistaken for a checkpoint, on disk or in S3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from cluster.storage import exists, is_s3, join, list_sizes, put_file, read_bytes, sha256_of, write_atomic
+from qmop.modeling_qmop import QMoPForConditionalGeneration
+from qmop.processing_qmop import QMoPProcessor
+
+CARD = "checkpoint.json"
+FOLDER = "checkpoints"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointCard:
+    """What `checkpoint.json` says.
+
+    Attributes:
+        name: folder name, such as `qmop-16-tune-000200`.
+        digest: SHA-256 over the digests of all files, the checkpoint's identity.
+        stage: training stage that it comes from.
+        step: optimiser steps of that stage.
+        compressor: method.
+        tokens: budget.
+        seed: of the run.
+        recipe_digest: of the recipe, see `TrainRecipe.digest`.
+        corpus_digest: of the corpus.
+        files: size and SHA-256 of every other file.
+        versions: of the libraries that shaped it.
+    """
+
+    name: str
+    digest: str
+    stage: str
+    step: int
+    compressor: str
+    tokens: int
+    seed: int
+    recipe_digest: str
+    corpus_digest: str
+    files: dict[str, tuple[int, str]]
+    versions: dict[str, str]
+
+
+def export_name(compressor: str, tokens: int, stage: str, step: int) -> str:
+    """The folder name of an export; names sort by step within a stage."""
+    return f"{compressor}-{tokens}-{stage}-{step:06d}"
+
+
+def publish(
+    model: QMoPForConditionalGeneration,
+    processor: QMoPProcessor,
+    state: dict[str, Any],
+    uri: str,
+    facts: dict[str, Any],
+) -> CheckpointCard:
+    """Write a checkpoint: every file first, `checkpoint.json` last.
+
+    Args:
+        model: gives the configuration; its own tensors are not read.
+        processor: saved beside the weights.
+        state: full state dict of the model.
+        uri: the checkpoint's folder.
+        facts: the card's fields other than name, digest, files and versions.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        model.save_pretrained(scratch, state_dict=state)
+        processor.save_pretrained(scratch)
+        files = {}
+        for path in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
+            name = path.relative_to(scratch).as_posix()
+            files[name] = (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+            put_file(path, join(uri, name))
+    digest = hashlib.sha256("".join(f"{n}{d}" for n, (_, d) in files.items()).encode()).hexdigest()
+    versions = {name: version(name) for name in ("qmop", "torch", "transformers", "deepspeed", "ray")}
+    card = CheckpointCard(name=uri.rsplit("/", 1)[-1], digest=digest, files=files, versions=versions, **facts)
+    write_atomic(join(uri, CARD), (json.dumps(asdict(card), indent=2) + "\n").encode())
+    return card
+
+
+def read_card(uri: str) -> CheckpointCard:
+    """The card of a checkpoint, after its files' sizes have been compared with it.
+
+    Raises:
+        FileNotFoundError: if there is no card: the folder is no checkpoint, or not finished.
+        ValueError: if files are missing or have other sizes; the message names them.
+    """
+    if not exists(join(uri, CARD)):
+        raise FileNotFoundError(f"{uri} is no finished checkpoint: it has no {CARD}")
+    fields = json.loads(read_bytes(join(uri, CARD)))
+    fields["files"] = {name: tuple(entry) for name, entry in fields["files"].items()}
+    card = CheckpointCard(**fields)
+    there = list_sizes(uri, recursive=True)
+    wrong = [name for name, (size, _) in card.files.items() if there.get(join(uri, name)) != size]
+    if wrong:
+        raise ValueError(f"{uri} is damaged: {', '.join(wrong)} missing or of another size than {CARD} says; export it again")
+    return card
+
+
+@contextmanager
+def local_copy(uri: str) -> Iterator[Path]:
+    """A checkpoint as a local folder with verified weights; a temporary copy if it is remote.
+
+    Raises:
+        ValueError: if the weights' digest is not the card's.
+    """
+    card = read_card(uri)
+    if sha256_of(join(uri, WEIGHTS)) != card.files[WEIGHTS][1]:
+        raise ValueError(f"{uri} is damaged: the digest of {WEIGHTS} is not the one in {CARD}; export it again")
+    if not is_s3(uri):
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in card.files:
+            target = Path(scratch, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(read_bytes(join(uri, name)))
+        yield Path(scratch)

@@ -1,0 +1,208 @@
+"""What every training process runs: the stages of a recipe one after the other."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipelines.corpus.feed import CorpusFeed, iter_micro_batches
+from pipelines.training.batches import Batch, Collator, ahead
+from pipelines.training.engine import quiet_start, start_engine
+from pipelines.training.exports import export_name, local_copy, publish
+from pipelines.training.objective import Objective, freeze, router_of
+from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
+from pipelines.training.schedules import rate_factor, router_state
+from qmop.loading import derive
+from qmop.modeling_qmop import QMoPForConditionalGeneration
+from qmop.processing_qmop import QMoPProcessor
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage as the driver planned it: where it starts from and what it reads."""
+
+    name: StageName
+    base: str
+    feed: CorpusFeed
+    exports: str
+    """Folder of the exports."""
+    corpus_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """What the driver hands to every process."""
+
+    recipe: TrainRecipe
+    plans: tuple[StagePlan, ...]
+    board: Any
+
+
+def train_loop(settings: LoopSettings) -> None:
+    """Entry point of a training process under Ray Train."""
+    quiet_start()
+    import deepspeed  # noqa: PLC0415 - after quiet_start
+
+    torch.set_num_threads(max(1, int(settings.recipe.cpus_per_worker)))
+    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
+    done, step, saved = _progress_so_far(settings)
+    for index, plan in enumerate(settings.plans):
+        if index >= done:
+            StageRun(settings, plan).run(step if index == done else 0, saved if index == done else None)
+
+
+def _progress_so_far(settings: LoopSettings) -> tuple[int, int, ray.train.Checkpoint | None]:
+    """Finished stages, finished steps of the next one, and its resumable state, after a restart."""
+    saved = ray.train.get_checkpoint()
+    if saved is None:
+        return 0, 0, None
+    state = saved.get_metadata()
+    names = [plan.name for plan in settings.plans]
+    if state["stage"] not in names:
+        return 0, 0, None
+    return names.index(state["stage"]), state["step"], saved
+
+
+class StageRun:
+    """One stage in one process."""
+
+    def __init__(self, settings: LoopSettings, plan: StagePlan) -> None:
+        self.recipe, self.plan, self.board = settings.recipe, plan, settings.board
+        self.stage = self.recipe.stage(plan.name)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.model, self.processor = self._model()
+        self.groups = freeze(self.model, plan.name)
+        self.engine = start_engine(Objective(self.model), self.groups, self.stage, self.recipe)
+        self.router = router_of(self.model)
+        self.waited = 0.0
+
+    def _model(self) -> tuple[QMoPForConditionalGeneration, QMoPProcessor]:
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)  # every process draws the same fresh parameters
+        options = compressor_options(recipe, self.plan.name)
+        with local_copy(self.plan.base) as folder:
+            return derive(folder, recipe.compressor, recipe.tokens, options)
+
+    def run(self, start: int, saved: ray.train.Checkpoint | None) -> None:
+        """Train from a step to the end of the stage, exporting on the way."""
+        if saved is not None:
+            with saved.as_directory() as folder:
+                self.engine.load_checkpoint(folder, tag="state")
+        batches = ahead(self._batches())
+        for _ in range(start * self.recipe.accumulation):
+            next(batches)
+        for step in range(start, self.stage.steps):
+            self._step(step, batches)
+            last = step + 1 == self.stage.steps
+            if step + 1 in self.stage.export_steps():
+                self._export(step + 1)
+            if self.recipe.save_every and not last and (step + 1) % self.recipe.save_every == 0:
+                self._save(step + 1)
+
+    def _batches(self) -> Iterator[Batch]:
+        collate = Collator(self.processor, seed=self.recipe.seed, max_length=self.recipe.max_length)
+        shard = ray.train.get_dataset_shard(self.plan.name)
+        for micro in iter_micro_batches(shard, self.plan.feed):
+            yield collate(micro)
+
+    def _step(self, step: int, batches: Iterator[Batch]) -> None:
+        """One optimiser step: the loss is summed over answer tokens and divided by their number in the whole step."""
+        started = time.monotonic()
+        self._schedule(step)
+        parts = [next(batches) for _ in range(self.recipe.accumulation)]
+        waited = time.monotonic() - started
+        targets = torch.tensor(float(sum(part.targets for part in parts)))
+        dist.all_reduce(targets)
+        scale = self.world * self.recipe.accumulation / targets.item()  # DeepSpeed averages over both
+        total = torch.zeros(())
+        self.engine.train()
+        for micro, part in enumerate(parts):
+            self._noise(step, micro)
+            loss = self.engine(self._placed(part.inputs), part.labels.to(self.engine.device), dummy=part.dummy)
+            self.engine.backward(loss * scale)
+            self.engine.step()
+            total += loss.detach().cpu() / targets.item()
+        dist.all_reduce(total)
+        if not math.isfinite(total.item()):
+            raise FloatingPointError(
+                f"the loss of {self.plan.name} step {step + 1} is {total.item()}; samples at positions "
+                f"{[position for part in parts for position in part.positions]} of this process were in it"
+            )
+        self._report(step, total.item(), time.monotonic() - started, waited)
+
+    def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.to(self.engine.device) for name, value in inputs.items()}
+
+    def _schedule(self, step: int) -> None:
+        factor = rate_factor(step, self.stage)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+    def _noise(self, step: int, micro: int) -> None:
+        if self.router is None or self.plan.name != "tune":
+            return
+        temperature, noise = router_state(step, self.stage.steps, self.recipe.router)
+        slot = (step * self.recipe.accumulation + micro) * self.world + self.rank
+        self.router.anneal(temperature, noise, seed=self.recipe.seed * 1_000_003 + slot)
+
+    def _report(self, step: int, loss: float, seconds: float, waited: float) -> None:
+        if self.rank != 0 or ((step + 1) % self.recipe.log_every and step + 1 != self.stage.steps):
+            return
+        note = {
+            "kind": "step",
+            "stage": self.plan.name,
+            "step": step + 1,
+            "steps": self.stage.steps,
+            "loss": loss,
+            "samples_per_s": self.recipe.global_batch / seconds,
+            "data_wait": waited / seconds,
+            "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
+            "rates": {name: g["lr"] for name, g in zip(self.groups, self.engine.optimizer.param_groups, strict=True)},
+        }
+        if self.router is not None and self.plan.name == "tune":
+            weights = self.model.last_compressed.branch_weights_BS
+            note |= {
+                "temperature": self.router.temperature,
+                "noise": self.router.noise,
+                "branch_weights": weights.mean(0).tolist(),
+                "router_entropy": float(-(weights * weights.clamp(min=1e-9).log()).sum(1).mean()),
+            }
+        self.board.post.remote(note)
+
+    def _export(self, step: int) -> None:
+        """Write a checkpoint; under ZeRO-3 every process takes part in gathering it."""
+        sharded = self.recipe.zero == 3  # noqa: PLR2004 - a ZeRO stage
+        state = self.engine._zero3_consolidated_16bit_state_dict() if sharded else self.engine.module.state_dict()  # noqa: SLF001 - DeepSpeed has no public name for it
+        if self.rank == 0:
+            recipe, name = self.recipe, export_name(self.recipe.compressor, self.recipe.tokens, self.plan.name, step)
+            facts = {
+                "stage": self.plan.name,
+                "step": step,
+                "compressor": recipe.compressor,
+                "tokens": recipe.tokens,
+                "seed": recipe.seed,
+                "recipe_digest": recipe.digest,
+                "corpus_digest": self.plan.corpus_digest,
+            }
+            weights = {key.removeprefix("model."): value for key, value in state.items()}
+            card = publish(self.model, self.processor, weights, f"{self.plan.exports}/{name}", facts)
+            self.board.post.remote({"kind": "export", "name": name, "digest": card.digest})
+        dist.barrier()
+
+    def _save(self, step: int) -> None:
+        """Report a resumable state; every process writes its own part."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.engine.save_checkpoint(folder, tag="state")
+            dist.barrier()
+            checkpoint = ray.train.Checkpoint.from_directory(folder)
+            checkpoint.set_metadata({"stage": self.plan.name, "step": step})
+            ray.train.report({"step": step}, checkpoint=checkpoint)

@@ -1,0 +1,68 @@
+"""The loss, as a module that DeepSpeed can wrap, and which parameters a stage trains."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipelines.training.batches import IGNORED
+from pipelines.training.recipe import StageName
+from qmop.compressors.mixture import Mixture
+from qmop.modeling_qmop import QMoPForConditionalGeneration
+
+
+class Objective(nn.Module):
+    """Sum of next-token cross-entropies over the answers of a micro-batch."""
+
+    def __init__(self, model: QMoPForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: dict[str, Tensor], labels: Tensor, *, dummy: bool) -> Tensor:
+        """The summed loss; the caller divides by the number of targets of the whole step.
+
+        Args:
+            inputs: see `Batch.inputs`.
+            labels: `(R, L)`.
+            dummy: the only image is a blank that no prompt refers to; it is encoded and multiplied by zero.
+        """
+        inputs = dict(inputs)
+        images = self.model.get_image_features(
+            inputs.pop("pixel_values"),
+            query_input_ids=inputs.pop("query_input_ids", None),
+            query_attention_mask=inputs.pop("query_attention_mask", None),
+            image_rows=inputs.pop("image_rows"),
+        )
+        encoded = {} if dummy else {"image": images}
+        logits = self.model(**inputs, mm_encoder_outputs=encoded, use_cache=False).logits
+        loss = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        return loss + 0.0 * images.compressed.tokens_BMC.sum() if dummy else loss
+
+
+def router_of(model: QMoPForConditionalGeneration) -> nn.Module | None:
+    """The router of a mixture, or None."""
+    compressor = model.model.multi_modal_projector.compressor
+    return compressor.router if isinstance(compressor, Mixture) else None
+
+
+def freeze(model: QMoPForConditionalGeneration, stage: StageName) -> dict[str, list[nn.Parameter]]:
+    """Choose what a stage trains; the towers never train.
+
+    Returns:
+        Parameters by group: `projector` always, `language` in the tuning stage. The router rests while aligning.
+    """
+    model.requires_grad_(requires_grad=False)
+    model.model.multi_modal_projector.requires_grad_()
+    groups = {"projector": model.model.multi_modal_projector}
+    if stage == "tune":
+        model.model.language_model.requires_grad_()
+        model.lm_head.requires_grad_()
+        groups["language"] = model.model.language_model
+    elif (router := router_of(model)) is not None:
+        router.requires_grad_(requires_grad=False)
+    trained = {name: [p for p in module.parameters() if p.requires_grad] for name, module in groups.items()}
+    if stage == "tune" and not model.config.tie_word_embeddings:
+        trained["language"] += list(model.lm_head.parameters())
+    return trained

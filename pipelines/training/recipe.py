@@ -1,0 +1,162 @@
+"""What a training run is: one frozen object, read from YAML, written beside everything that it makes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from cluster.session import RaySettings
+
+StageName = Literal["align", "tune"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecipe:
+    """One stage of training.
+
+    Attributes:
+        steps: optimiser steps; 0 leaves the stage out.
+        projector_rate: peak learning rate of the projector.
+        language_rate: peak learning rate of the language model; it stays frozen at 0.
+        warmup: share of the steps in which the rates rise.
+        exports: how many checkpoints to export, evenly spaced, the last at the end.
+    """
+
+    steps: int = 100
+    projector_rate: float = 1e-3
+    language_rate: float = 0.0
+    warmup: float = 0.03
+    exports: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least("steps", self.steps, 0)
+        _at_least("exports", self.exports, 1)
+        if not 0.0 <= self.warmup < 1.0:
+            raise ValueError(f"warmup is {self.warmup}, but it is a share of the steps: choose 0 or more and less than 1")
+
+    def export_steps(self) -> tuple[int, ...]:
+        """After which steps a checkpoint is exported."""
+        return tuple(sorted({-(-self.steps * part // self.exports) for part in range(1, self.exports + 1)}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterSchedule:
+    """How router temperature and Gumbel noise fall over the tuning stage (open in the paper; linear here).
+
+    Attributes:
+        temperature_start: at the first step.
+        temperature_end: from `share` of the steps on, and at inference.
+        noise_start: scale of the Gumbel noise at the first step; it ends at 0.
+        share: share of the steps over which both fall.
+    """
+
+    temperature_start: float = 2.0
+    temperature_end: float = 0.5
+    noise_start: float = 1.0
+    share: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRecipe:
+    """A training run.
+
+    Attributes:
+        corpus: folder of a prepared corpus (it holds manifest.json).
+        output: folder of the run; exports go to its `checkpoints`.
+        base: checkpoint to start from, or `tiny` for the embedded base.
+        compressor: a name of `qmop.list_compressors()`.
+        tokens: visual tokens per image.
+        options: the compressor's own fields.
+        align: stage 1, projector only.
+        tune: stage 2, projector and language model.
+        router: schedules of router temperature and noise.
+        workers: training processes.
+        cpus_per_worker: CPUs that Ray reserves for each.
+        zero: DeepSpeed ZeRO stage.
+        precision: of compute and weights.
+        micro_batch: samples that one process puts through the model at once.
+        global_batch: samples per optimiser step, over all processes.
+        max_length: tokens per sample, image included; longer answers are cut.
+        clip: largest norm of the gradient.
+        weight_decay: of AdamW.
+        seed: of data order, turn choice, noise and start values.
+        log_every: steps between two lines of progress.
+        save_every: steps between two resumable checkpoints; 0 saves at exports only.
+        max_failures: worker failures that a run survives.
+        ray: how to reach or start Ray.
+    """
+
+    corpus: str
+    output: str
+    base: str = "tiny"
+    compressor: str = "qmop"
+    tokens: int = 16
+    options: dict[str, Any] = field(default_factory=dict)
+    align: StageRecipe = field(default_factory=lambda: StageRecipe(steps=60))
+    tune: StageRecipe = field(
+        default_factory=lambda: StageRecipe(steps=200, projector_rate=1e-3, language_rate=5e-4, exports=2)
+    )
+    router: RouterSchedule = field(default_factory=RouterSchedule)
+    workers: int = 2
+    cpus_per_worker: float = 1.0
+    zero: Literal[0, 1, 2, 3] = 2
+    precision: Literal["fp32", "bf16"] = "fp32"
+    micro_batch: int = 16
+    global_batch: int = 32
+    max_length: int = 512
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    seed: int = 0
+    log_every: int = 10
+    save_every: int = 0
+    max_failures: int = 1
+    ray: RaySettings = field(default_factory=RaySettings)
+
+    def __post_init__(self) -> None:
+        _at_least("workers", self.workers, 1)
+        _at_least("micro_batch", self.micro_batch, 1)
+        _at_least("log_every", self.log_every, 1)
+        step = self.micro_batch * self.workers
+        if self.global_batch < step or self.global_batch % step:
+            raise ValueError(
+                f"global_batch is {self.global_batch}, but {self.workers} workers with micro_batch {self.micro_batch} "
+                f"take {step} samples at a time: choose a multiple of {step}"
+            )
+        if self.align.steps + self.tune.steps == 0:
+            raise ValueError("align.steps and tune.steps are both 0: give at least one stage a step")
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one process per optimiser step."""
+        return self.global_batch // (self.micro_batch * self.workers)
+
+    def stage(self, name: StageName) -> StageRecipe:
+        """A stage by name."""
+        return self.align if name == "align" else self.tune
+
+    @property
+    def stages(self) -> tuple[StageName, ...]:
+        """The stages that have steps, in order."""
+        names: tuple[StageName, ...] = ("align", "tune")
+        return tuple(name for name in names if self.stage(name).steps)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that shapes the result; where it runs and where it is written do not."""
+        shaping = {k: v for k, v in asdict(self).items() if k not in ("output", "ray", "log_every", "max_failures")}
+        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+
+def compressor_options(recipe: TrainRecipe, stage: StageName) -> dict[str, Any]:
+    """The compressor's fields in a stage: QMoP learns its stage and the temperature that it will rest at."""
+    if recipe.compressor != "qmop":
+        return dict(recipe.options)
+    router = {"temperature": recipe.router.temperature_end, **recipe.options.get("router", {})}
+    return {**recipe.options, "stage": 1 if stage == "align" else 2, "router": router}
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} is {value}, but it must be at least {least}")

@@ -1,0 +1,176 @@
+"""The driver's side of training: check everything first, then let Ray Train run the loop and pass on what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray.train
+import torch
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cluster.capacity import require
+from cluster.progress import Progress
+from cluster.session import ray_session
+from cluster.storage import arrow_filesystem, exists, join, read_bytes, write_atomic
+from pipelines.board import Board, listening
+from pipelines.corpus.feed import CorpusFeed, ExactSplit
+from pipelines.corpus.manifest import load_manifest
+from pipelines.training.exports import CARD, FOLDER, export_name
+from pipelines.training.loop import LoopSettings, StagePlan, train_loop
+from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
+from qmop.compressors import build_projector
+from qmop.configuration_qmop import QMoPConfig
+from qmop.tiny.base import base_path
+
+_RUN = "run.json"
+_READING_CPUS = 1.0
+_GROUP_TIMEOUT_S = 120
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a run leaves: the folders of all exports, in order, and whether anything had to be done."""
+
+    exports: tuple[str, ...]
+    trained: bool
+
+
+def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
+    """Run a recipe to its end; stages that are already exported are not run again.
+
+    Raises:
+        ValueError: for a recipe that cannot run; before anything is started.
+        FileNotFoundError: if corpus or base are missing.
+    """
+    check_compressor(recipe)
+    wanted = {name: _export_uris(recipe, name) for name in recipe.stages}
+    exports = tuple(uri for uris in wanted.values() for uri in uris)
+    plans = _plans(recipe, wanted)
+    _claim(recipe)
+    if not plans:
+        progress.say(f"training {recipe.compressor}: all {len(exports)} checkpoints exist in {recipe.output}, reusing them")
+        return TrainResult(exports=exports, trained=False)
+    with ray_session(recipe.ray, progress):
+        require(
+            what=f"training with {recipe.workers} workers",
+            num_cpus=recipe.workers * recipe.cpus_per_worker + _READING_CPUS,
+            progress=progress,
+        )
+        title = f"training {recipe.compressor} at {recipe.tokens} tokens with {recipe.workers} workers, ZeRO-{recipe.zero}"
+        with progress.stage(title):
+            _fit(recipe, plans, progress)
+    missing = [uri for uri in exports if not exists(join(uri, CARD))]
+    assert not missing, f"training ended without the exports {missing}"
+    return TrainResult(exports=exports, trained=True)
+
+
+def check_compressor(recipe: TrainRecipe) -> None:
+    """Build the projector without memory, so that a wrong method, option or budget is refused at once."""
+    fields = QMoPConfig.from_pretrained(base_path(recipe.base), local_files_only=True).to_dict()
+    for stage in recipe.stages:
+        options = compressor_options(recipe, stage)
+        fields.update(compressor=recipe.compressor, compressor_tokens=recipe.tokens, compressor_options=options)
+        with torch.device("meta"):
+            build_projector(QMoPConfig.from_dict(fields))
+
+
+def _export_uris(recipe: TrainRecipe, stage: StageName) -> list[str]:
+    names = [export_name(recipe.compressor, recipe.tokens, stage, s) for s in recipe.stage(stage).export_steps()]
+    return [join(recipe.output, FOLDER, name) for name in names]
+
+
+def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]]) -> tuple[StagePlan, ...]:
+    """The stages that still have to run; each starts from the last export of the one before."""
+    manifest = load_manifest(recipe.corpus)
+    plans, base = [], str(base_path(recipe.base))
+    for number, (stage, uris) in enumerate(wanted.items()):
+        feed = CorpusFeed(
+            manifest_uri=recipe.corpus,
+            seed=recipe.seed * len(wanted) + number,
+            micro_batch=recipe.micro_batch,
+            samples=recipe.stage(stage).steps * recipe.global_batch,
+        )
+        if not all(exists(join(uri, CARD)) for uri in uris):
+            plans.append(
+                StagePlan(
+                    name=stage,
+                    base=base,
+                    feed=feed,
+                    exports=join(recipe.output, FOLDER),
+                    corpus_digest=manifest.digest,
+                )
+            )
+        base = uris[-1]
+    return tuple(plans)
+
+
+def _claim(recipe: TrainRecipe) -> None:
+    """Write the recipe beside its run, or refuse a folder that holds a run of another recipe."""
+    place = join(recipe.output, _RUN)
+    mine = json.loads(json.dumps({"digest": recipe.digest, "recipe": asdict(recipe)}))
+    if not exists(place):
+        write_atomic(place, (json.dumps(mine, indent=2) + "\n").encode())
+        return
+    theirs = json.loads(read_bytes(place))
+    if theirs["digest"] != recipe.digest:
+        changed = [k for k, v in mine["recipe"].items() if theirs["recipe"].get(k) != v and k not in ("ray", "output")]
+        raise ValueError(
+            f"output {recipe.output} holds a run of another recipe ({', '.join(changed)} differ): choose another output, "
+            "or delete that folder"
+        )
+
+
+def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress) -> None:
+    board = Board.remote()
+    filesystem, path = arrow_filesystem(join(recipe.output, "ray"))
+    gpu = torch.cuda.is_available()
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config=LoopSettings(recipe=recipe, plans=plans, board=board),  # type: ignore[arg-type]
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=recipe.workers, use_gpu=gpu, resources_per_worker={"CPU": recipe.cpus_per_worker}
+        ),
+        run_config=ray.train.RunConfig(
+            name=recipe.digest[:12],
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
+        ),
+        datasets={plan.name: plan.feed.dataset() for plan in plans},
+        dataset_config=ExactSplit(),
+    )
+    notes: list[dict[str, Any]] = []
+    try:
+        with listening(board, _teller(progress, notes)):
+            trainer.fit()
+    finally:
+        _keep_notes(recipe, notes)
+
+
+def _teller(progress: Progress, notes: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
+    """Turns notes of the training processes into lines of progress."""
+
+    def tell(note: dict[str, Any]) -> None:
+        notes.append(note)
+        if note["kind"] == "export":
+            progress.say(f"exported {note['name']} ({note['digest'][:12]})")
+            return
+        weights = note.get("branch_weights")
+        routed = "" if weights is None else "  branches " + "/".join(f"{weight:.2f}" for weight in weights)
+        progress.say(
+            f"{note['stage']} step {note['step']}/{note['steps']}  loss {note['loss']:.3f}  "
+            f"{note['samples_per_s']:.0f} samples/s  data wait {100 * note['data_wait']:.0f} %{routed}"
+        )
+
+    return tell
+
+
+def _keep_notes(recipe: TrainRecipe, notes: list[dict[str, Any]]) -> None:
+    """Add the metrics to those of earlier parts of the run."""
+    place = join(recipe.output, "metrics.jsonl")
+    before = read_bytes(place) if exists(place) else b""
+    write_atomic(place, before + "".join(json.dumps(note) + "\n" for note in notes).encode())

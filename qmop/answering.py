@@ -1,0 +1,66 @@
+"""Questions about pictures, answered in batches: what evaluation, the base's recipe and examples share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from qmop.modeling_qmop import QMoPForConditionalGeneration
+from qmop.processing_qmop import QMoPProcessor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer, with what the compressor did to the picture."""
+
+    text: str
+    visual_tokens: int
+    branch_weights: tuple[float, ...] | None = None
+
+
+def prompt(processor: QMoPProcessor, question: str) -> str:
+    """One question about one picture as the model's prompt."""
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+
+
+@torch.inference_mode()
+def answer(
+    model: QMoPForConditionalGeneration,
+    processor: QMoPProcessor,
+    images: Sequence[Image.Image],
+    questions: Sequence[str],
+    *,
+    max_new_tokens: int = 8,
+) -> list[Answer]:
+    """Greedy answers, one per (picture, question).
+
+    Raises:
+        ValueError: if there are not as many pictures as questions.
+    """
+    if len(images) != len(questions):
+        raise ValueError(f"there are {len(images)} images but {len(questions)} questions: pass one question per image")
+    prompts = [prompt(processor, question) for question in questions]
+    batch = processor(images=list(images), text=prompts, query=list(questions), padding=True, return_tensors="pt")
+    batch = batch.to(model.device)
+    encoded = model.get_image_features(
+        batch.pop("pixel_values"),
+        query_input_ids=batch.pop("query_input_ids", None),
+        query_attention_mask=batch.pop("query_attention_mask", None),
+    )
+    written = model.generate(
+        **batch, mm_encoder_outputs={"image": encoded}, max_new_tokens=max_new_tokens, do_sample=False
+    )
+    texts = processor.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    weights = encoded.compressed.branch_weights_BS
+    return [
+        Answer(
+            text=text.strip(),
+            visual_tokens=count,
+            branch_weights=None if weights is None else tuple(weights[row].tolist()),
+        )
+        for row, (text, count) in enumerate(zip(texts, encoded.compressed.counts_B.tolist(), strict=True))
+    ]

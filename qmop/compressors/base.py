@@ -1,0 +1,109 @@
+"""What a method is: a declaration of what it reads, and a module from N patches to M tokens."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
+
+Reads = Literal["summary", "cls_attention", "text_space", "query"]
+"""What beside the patches a method may ask for; only what is declared is computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declaration:
+    """How a method acts and what it needs.
+
+    Attributes:
+        name: its name in the registry.
+        source: the paper or design that it follows.
+        reads: features beyond the patches of the selected layer.
+        trained: whether it has parameters of its own to train.
+        text_guided: whether its result depends on the question.
+        fixed_count: whether every image gets the same number of tokens.
+        acts: before the language model or inside it.
+    """
+
+    name: str
+    source: str
+    reads: frozenset[Reads] = frozenset()
+    trained: bool = False
+    text_guided: bool = False
+    fixed_count: bool = True
+    acts: Literal["pre_llm", "in_llm"] = "pre_llm"
+
+
+class Compressor(nn.Module, ABC):
+    """N x C features of an image to M x C tokens.
+
+    Args:
+        width: C, the width of the vision tower.
+        grid: side of the square patch grid.
+        tokens: M, the budget.
+
+    Raises:
+        ValueError: if the budget does not suit the grid.
+    """
+
+    declaration: ClassVar[Declaration]
+
+    def __init__(self, *, width: int, grid: int, tokens: int) -> None:
+        super().__init__()
+        if not 1 <= tokens <= grid * grid:
+            raise ValueError(
+                f"tokens is {tokens}, but a {grid} x {grid} grid has {grid * grid} patches: choose 1 to {grid * grid}"
+            )
+        self.width, self.grid, self.tokens = width, grid, tokens
+
+    @abstractmethod
+    def forward(
+        self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None
+    ) -> CompressedTokens:
+        """Compress.
+
+        Args:
+            features: with the fields that the declaration names.
+            query: one row per image, for text-guided methods.
+            tokens: another budget than the built one, where the method is elastic.
+        """
+
+    @classmethod
+    def token_count(cls, tokens: int, *, grid: Grid, stage: int) -> int:
+        """How many tokens the language model sees for a budget, on a grid, in a training stage."""
+        del grid, stage
+        return tokens
+
+    def initialise(self) -> None:
+        """Set the start values of parameters held by this very module (not by its children)."""
+
+
+def stride_of(grid: int, tokens: int) -> int:
+    """The stride that leaves `tokens` of a `grid` x `grid` map.
+
+    Raises:
+        ValueError: if no stride that divides the grid leaves that many; the message lists those that would.
+    """
+    side = math.isqrt(tokens)
+    if side * side != tokens or side == 0 or grid % side:
+        fitting = [(grid // stride) ** 2 for stride in range(1, grid + 1) if grid % stride == 0]
+        raise ValueError(
+            f"tokens is {tokens}, but a {grid} x {grid} grid can be cut evenly only into "
+            f"{', '.join(map(str, fitting))} tokens: choose one of these"
+        )
+    return grid // side
+
+
+def budget(own: int, asked: int | None, name: str) -> int:
+    """The built budget, for methods whose parameters fix it.
+
+    Raises:
+        ValueError: if another budget is asked for.
+    """
+    if asked not in (None, own):
+        raise ValueError(f"tokens is {asked}, but this {name} was built for {own}: build another for that budget")
+    return own

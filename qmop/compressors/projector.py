@@ -1,0 +1,120 @@
+"""The projector: a compressor followed by the shared two-layer connector into the language model's width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers.activations import ACT2FN
+
+from qmop.compressors.base import Compressor, Declaration
+from qmop.compressors.registry import build_compressor, method_class
+from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
+
+
+class Connector(nn.Module):
+    """Linear C to D, activation, Linear D to D: LLaVA-1.5's projector, with its parameter names."""
+
+    def __init__(self, width: int, language_width: int, activation: str = "gelu", *, bias: bool = True) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, language_width, bias=bias)
+        self.act = ACT2FN[activation]
+        self.linear_2 = nn.Linear(language_width, language_width, bias=bias)
+
+    def forward(self, tokens_BMC: Any) -> Any:
+        """`(B, M, C)` to `(B, M, D)`."""
+        return self.linear_2(self.act(self.linear_1(tokens_BMC)))
+
+
+class Projector(nn.Module):
+    """Features of an image to M tokens of language width D."""
+
+    def __init__(self, compressor: Compressor, connector: nn.Module) -> None:
+        super().__init__()
+        self.compressor, self.connector = compressor, connector
+
+    @property
+    def declaration(self) -> Declaration:
+        """What the method reads and how it acts."""
+        return self.compressor.declaration
+
+    @property
+    def stage(self) -> int:
+        """The training stage that the method is in; 2 for methods without stages."""
+        return getattr(self.compressor, "stage", 2)
+
+    def token_count(self, grid: Grid | None = None, stage: int | None = None) -> int:
+        """Placeholders per image on a grid (the built one when absent) in a stage (the present one when absent)."""
+        side = self.compressor.grid
+        return self.compressor.token_count(
+            self.compressor.tokens, grid=grid or (side, side), stage=self.stage if stage is None else stage
+        )
+
+    def forward(
+        self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None
+    ) -> CompressedTokens:
+        """Compress, then connect: tokens `(B, M, D)`, everything else as the compressor returned it."""
+        compressed = self.compressor(features, query, tokens=tokens)
+        compressed.tokens_BMC = self.connector(compressed.tokens_BMC)
+        return compressed
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorSpec:
+    """What a model's configuration says about its projector, checked without building it."""
+
+    name: str
+    grid: int
+    width: int
+    language_width: int
+    tokens: int
+    options: dict[str, Any]
+    activation: str = "gelu"
+    bias: bool = True
+
+    @property
+    def declaration(self) -> Declaration:
+        """The method's declaration."""
+        return method_class(self.name).declaration
+
+    def token_count(self) -> int:
+        """Placeholders per image, by the same rule as the built projector's."""
+        stage = self.options.get("stage", 2)
+        return method_class(self.name).token_count(self.tokens, grid=(self.grid, self.grid), stage=stage)
+
+
+def projector_spec(config: Any) -> ProjectorSpec:
+    """Read the projector's part of a `QMoPConfig`.
+
+    Raises:
+        ValueError: if the method is unknown or the image size does not divide into patches.
+    """
+    vision = config.vision_config
+    if vision.image_size % vision.patch_size:
+        raise ValueError(f"image_size is {vision.image_size}, which patches of {vision.patch_size} do not divide")
+    grid = vision.image_size // vision.patch_size
+    options = dict(config.compressor_options)
+    if config.compressor == "qmop" and config.query_config is not None:
+        options.setdefault("text_width", config.query_config.projection_dim)
+    return ProjectorSpec(
+        name=config.compressor,
+        grid=grid,
+        width=vision.hidden_size,
+        language_width=config.text_config.hidden_size,
+        tokens=config.compressor_tokens or grid * grid,
+        options=options,
+        activation=config.projector_hidden_act,
+        bias=config.multimodal_projector_bias,
+    )
+
+
+def build_projector(config: Any) -> Projector:
+    """The projector that a `QMoPConfig` describes.
+
+    Raises:
+        ValueError: for an unknown method or option, or a budget that does not suit the grid.
+    """
+    spec = projector_spec(config)
+    compressor = build_compressor(spec.name, grid=spec.grid, width=spec.width, tokens=spec.tokens, **spec.options)
+    return Projector(compressor, Connector(spec.width, spec.language_width, spec.activation, bias=spec.bias))

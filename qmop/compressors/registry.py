@@ -1,0 +1,70 @@
+"""Names to methods. A method's file registers itself; the files of this folder are imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from qmop.compressors.base import Compressor, Declaration
+
+_METHODS: dict[str, type[Compressor]] = {}
+C = TypeVar("C", bound=type[Compressor])
+
+
+def register(method: C) -> C:
+    """Class decorator: enter a method under the name that it declares."""
+    _METHODS[method.declaration.name] = method
+    return method
+
+
+@cache
+def _import_methods() -> None:
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        importlib.import_module(f"qmop.compressors.{module.name}")
+
+
+def method_class(name: str) -> type[Compressor]:
+    """The class of a registered method.
+
+    Raises:
+        ValueError: if there is no method of that name; the message names near ones.
+    """
+    _import_methods()
+    if name not in _METHODS:
+        near = get_close_matches(name, _METHODS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(_METHODS))}"
+        raise ValueError(f"compressor is {name!r}, which is not registered: {hint}")
+    return _METHODS[name]
+
+
+def list_compressors() -> dict[str, Declaration]:
+    """Name and declaration of every registered method, sorted by name."""
+    _import_methods()
+    return {name: _METHODS[name].declaration for name in sorted(_METHODS)}
+
+
+def build_compressor(
+    name: str, *, grid: int = 24, width: int = 1024, tokens: int | None = None, **options: Any
+) -> Compressor:
+    """Build a method by name, by default for the tower of LLaVA-1.5 (24 x 24 patches of width 1024).
+
+    Args:
+        name: a name of `list_compressors()`.
+        grid: side of the patch grid.
+        width: C, the vision width.
+        tokens: M, the budget; every patch when absent.
+        options: the method's own fields.
+
+    Raises:
+        ValueError: for an unknown name or option, or a budget that does not suit the grid.
+    """
+    method: Callable[..., Compressor] = method_class(name)
+    try:
+        return method(width=width, grid=grid, tokens=tokens or grid * grid, **options)
+    except TypeError as error:
+        raise ValueError(f"compressor {name!r} does not take the options {sorted(options)}: {error}") from error

@@ -1,0 +1,85 @@
+"""QMoP's resampler branch: M learned queries, one cross-attention over all patches (Sec. 3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import initialization as init
+
+from qmop.compressors.attention import KeyValue, Norm, ValueInit
+from qmop.compressors.base import Compressor, Declaration, budget
+from qmop.compressors.registry import register
+from qmop.features import CompressedTokens, Query, VisualFeatures
+
+
+def sincos_2d(grid: int, width: int) -> Tensor:
+    """Fixed two-dimensional sine-cosine positions, `(grid * grid, width)`; half the width for rows, half for columns.
+
+    Raises:
+        ValueError: if the width is not a multiple of four.
+    """
+    if width % 4:
+        raise ValueError(f"width is {width}, but two-dimensional positions need a multiple of 4")
+    rates = 10000.0 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(grid)[:, None] * rates
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = line[:, None].expand(-1, grid, -1), line[None].expand(grid, -1, -1)
+    return torch.cat([rows, columns], dim=2).reshape(grid * grid, width)
+
+
+@register
+class Resampler(Compressor):
+    """softmax(Q K^T / sqrt(d)) V with M learned queries.
+
+    Args:
+        width: C.
+        grid: side of the patch grid.
+        tokens: M.
+        heads: attention heads (open in the paper).
+        norm: where LayerNorm stands (open in the paper).
+        value_init: start of the value path, see `KeyValue`.
+        positions: add fixed sine-cosine positions to the keys (open in the paper).
+    """
+
+    declaration = Declaration(name="resampler", source="QMoP, arXiv 2603.21232, Sec. 3.3", trained=True)
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        grid: int,
+        tokens: int,
+        heads: int = 8,
+        norm: Norm = "qkv",
+        value_init: ValueInit = "normal",
+        positions: bool = True,
+    ) -> None:
+        super().__init__(width=width, grid=grid, tokens=tokens)
+        self.positions = positions
+        self.query_MC = nn.Parameter(torch.empty(tokens, width))
+        self.attention = KeyValue(width, heads, norm, value_init)
+        self.register_buffer("position_NC", torch.empty(grid * grid, width), persistent=False)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Small random queries, then the projections; the buffer is written here because it is not part of a checkpoint."""
+        init.trunc_normal_(self.query_MC, std=0.02)
+        self.attention.initialise()
+        init.copy_(self.position_NC, sincos_2d(self.grid, self.width).to(self.position_NC.device))
+
+    def forward(
+        self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None
+    ) -> CompressedTokens:
+        """M tokens without spatial order, `(B, M, C)`."""
+        del query
+        count = budget(self.tokens, tokens, "resampler")
+        parts, batch = self.attention, len(features.patches_BNC)
+        keys, values = parts.keys_values(features.patches_BNC, self.position_NC if self.positions else None)
+
+        def heads(states: Tensor) -> Tensor:
+            return states.unflatten(-1, (parts.heads, parts.head_width)).transpose(-3, -2)
+
+        queries = heads(parts.query_norm(self.query_MC)).expand(batch, -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(queries, heads(keys), heads(values))
+        return CompressedTokens(tokens_BMC=parts.output(mixed.transpose(1, 2).reshape(batch, count, self.width)))

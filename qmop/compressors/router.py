@@ -1,0 +1,74 @@
+"""The query-guided router: image summary and question to one weight per branch (Sec. 3.2, 3.4)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Select = Literal["top_k", "threshold", "all"]
+
+
+class Router(nn.Module):
+    """softmax((W2 gelu(W1 [image; question] + b1) + b2 + g * Gumbel) / temperature), one weight per branch.
+
+    Temperature and noise are set by `anneal` while training; both rest at their final values at inference.
+
+    Args:
+        image_width: C, width of the image summary.
+        text_width: E, width of the question's feature.
+        branches: S.
+        hidden: d, the hidden width (open in the paper).
+        normalise: bring both inputs to unit length first (open in the paper), so that neither drowns the other.
+        temperature: the final temperature, used at inference.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_width: int,
+        text_width: int,
+        branches: int,
+        hidden: int = 512,
+        normalise: bool = True,
+        temperature: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature is {temperature}, but it divides the router's logits: choose one above 0")
+        self.enter = nn.Linear(image_width + text_width, hidden)
+        self.leave = nn.Linear(hidden, branches)
+        self.normalise, self.temperature, self.noise = normalise, temperature, 0.0
+        self.generator: torch.Generator | None = None
+
+    def anneal(self, temperature: float, noise: float, seed: int | None = None) -> None:
+        """Set this step's temperature and noise scale, and the seed of its Gumbel draws."""
+        self.temperature, self.noise = temperature, noise
+        self.generator = None if seed is None else torch.Generator().manual_seed(seed)
+
+    def forward(self, summary_BC: Tensor, text_BE: Tensor) -> Tensor:
+        """Weights that sum to one, `(B, S)`."""
+        if self.normalise:
+            summary_BC, text_BE = F.normalize(summary_BC, dim=-1), F.normalize(text_BE, dim=-1)
+        logits = self.leave(F.gelu(self.enter(torch.cat([summary_BC, text_BE.to(summary_BC.dtype)], dim=-1))))
+        if self.training and self.noise > 0:
+            uniform = torch.rand(logits.shape, generator=self.generator).clamp(1e-9, 1 - 1e-9)
+            logits = logits + self.noise * -torch.log(-torch.log(uniform)).to(logits)
+        return (logits / self.temperature).softmax(dim=-1)
+
+
+def select_branches(weights_BS: Tensor, how: Select, top_k: int, threshold: float) -> Tensor:
+    """Weights of the branches that run, renormalised to one, zero for the others; `(B, S)`.
+
+    The paper's introduction keeps the top two, its Sec. 3.4 those above a threshold; both are here. With a
+    threshold the strongest branch always stays.
+    """
+    if how == "all":
+        return weights_BS
+    order = weights_BS.sort(dim=1, descending=True, stable=True).indices
+    rank = order.argsort(dim=1)
+    chosen = rank < top_k if how == "top_k" else (weights_BS > threshold) | (rank == 0)
+    kept = weights_BS * chosen
+    return kept / kept.sum(dim=1, keepdim=True)

@@ -1,0 +1,94 @@
+"""The three types that every method speaks.
+
+Shape legend, used as suffixes of tensor names throughout: B images, N patches, M kept tokens, C vision width,
+D language width, E text-space width, T query length, S branches, R prompt rows.
+
+They subclass transformers' `ModelOutput` because ZeRO-3 hooks walk through tensors, tuples and dicts only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from transformers.utils import ModelOutput
+
+Grid = tuple[int, int]
+"""Height and width of an image's patch grid."""
+
+
+@dataclass
+class VisualFeatures(ModelOutput):
+    """What the vision tower offers; a field is present only if a method declared that it reads it.
+
+    Attributes:
+        patches_BNC: patch states of the selected layer, row-major over the grid.
+        grid: (h, w) shared by the images of the batch; a plain tuple, so that reading it never waits for a device.
+        summary_BC: one vector per image (the class token of the selected layer).
+        cls_attention_BN: attention mass from the class token to each patch, mean over heads.
+        text_space_BNE: patches mapped into the paired text space, not normalised.
+    """
+
+    patches_BNC: Tensor | None = None
+    grid: Grid | None = None
+    summary_BC: Tensor | None = None
+    cls_attention_BN: Tensor | None = None
+    text_space_BNE: Tensor | None = None
+
+    def rows(self, rows_B: Tensor) -> VisualFeatures:
+        """The same features of some of the images, by index."""
+        return VisualFeatures(**_select(self, rows_B))
+
+
+@dataclass
+class Query(ModelOutput):
+    """The question, one row per image.
+
+    Attributes:
+        text_BE: end-token feature in the paired text space (after the text projection), not normalised.
+        eos_BC: end-token feature before the projection.
+    """
+
+    text_BE: Tensor | None = None
+    eos_BC: Tensor | None = None
+
+    def rows(self, rows_B: Tensor) -> Query:
+        """The queries of some of the images, by index."""
+        return Query(**_select(self, rows_B))
+
+
+@dataclass
+class CompressedTokens(ModelOutput):
+    """What a method returns.
+
+    Attributes:
+        tokens_BMC: kept tokens; of width C out of a compressor and of width D out of a projector.
+        mask_BM: true where a token is real; absent when every image has M tokens.
+        kept_BM: patch indices of the tokens, for methods that select.
+        branch_weights_BS: the weight of each branch after selection and renormalisation, for mixtures.
+    """
+
+    tokens_BMC: Tensor | None = None
+    mask_BM: Tensor | None = None
+    kept_BM: Tensor | None = None
+    branch_weights_BS: Tensor | None = None
+
+    @property
+    def counts_B(self) -> Tensor:
+        """Number of real tokens of each image, int64."""
+        if self.mask_BM is not None:
+            return self.mask_BM.sum(dim=1)
+        batch, count = self.tokens_BMC.shape[:2]
+        return torch.full((batch,), count, device=self.tokens_BMC.device)
+
+    def per_image(self) -> list[Tensor]:
+        """The real tokens of each image, each `(m, width)`."""
+        if self.mask_BM is None:
+            return list(self.tokens_BMC.unbind(0))
+        return [tokens[mask] for tokens, mask in zip(self.tokens_BMC, self.mask_BM, strict=True)]
+
+
+def _select(output: ModelOutput, rows_B: Tensor) -> dict[str, object]:
+    values = {field.name: getattr(output, field.name) for field in fields(output)}
+    return {name: value[rows_B] if isinstance(value, Tensor) else value for name, value in values.items()}

@@ -1,0 +1,67 @@
+"""The item: one picture with one question, the unit that VTCBench counts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+DIMENSIONS = {
+    "GU": "Global Understanding",
+    "SC": "Spatial and Counting",
+    "RC": "Reasoning and Common sense",
+    "SE": "Style and Emotion",
+    "LD": "Local Details",
+}
+"""Code and name of each dimension, in the order of the paper's tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A question about a picture with its accepted answers.
+
+    `difficulty` is a number in the unit of the item's task family (patches for LD, objects for SC and GU, steps
+    of inference for RC); natural items have none. `choices` is empty for open answers.
+    """
+
+    key: str
+    question: str
+    answers: tuple[str, ...]
+    dimension: str
+    task: str
+    source: str = "rendered"
+    scorer: str = "exact_match"
+    choices: tuple[str, ...] = ()
+    difficulty: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.dimension not in DIMENSIONS:
+            raise ValueError(
+                f"item {self.key}: dimension is {self.dimension!r}, expected one of {', '.join(DIMENSIONS)}"
+            )
+        if not self.answers:
+            raise ValueError(f"item {self.key}: answers is empty, at least one accepted answer is needed")
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a uniform guess among the choices; 0 for open answers."""
+        return 1.0 / len(self.choices) if self.choices else 0.0
+
+    def to_json(self) -> bytes:
+        """Canonical JSON: sorted keys, no spaces, so that equal items have equal bytes."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | str) -> Item:
+        """Read an item back.
+
+        Raises:
+            ValueError: if the text is no JSON object with exactly an item's fields.
+        """
+        fields: dict[str, Any] = json.loads(data)
+        if not isinstance(fields, dict):
+            raise ValueError(f"an item must be a JSON object, got {type(fields).__name__}")
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        except TypeError as error:
+            raise ValueError(f"an item with fields {sorted(fields)} does not fit: {error}") from error

@@ -1,0 +1,159 @@
+"""The report as one self-contained page: no script, no font, no address to fetch, light or dark as the reader likes."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from math import isclose
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from qmop.vtcbench import plots
+from qmop.vtcbench.items import DIMENSIONS
+from qmop.vtcbench.records import Record
+from qmop.vtcbench.report_types import Report, Row, verdict
+from qmop.vtcbench.shards import picture_kind
+from qmop.vtcbench.statistics import Estimate
+from qmop.vtcbench.summary import BRANCH_NAMES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """What one row answered to a sample."""
+
+    label: str
+    prediction: str
+    right: bool
+    branch_weights: Mapping[str, float]
+    """Weight per branch for this very question; empty where there is no router."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An item to show, with the answers of every row."""
+
+    key: str
+    dimension: str
+    image: bytes
+    """PNG, JPEG or WebP bytes."""
+    question: str
+    answer: str
+    replies: tuple[Reply, ...]
+
+
+def pick_samples(
+    records: Iterable[Record],
+    pictures: Mapping[str, bytes],
+    count: int = 6,
+    branches: Sequence[str] = BRANCH_NAMES,
+) -> tuple[Sample, ...]:
+    """Choose items worth a look: the dimensions in turn, those first on which the rows disagree.
+
+    Args:
+        records: of all rows.
+        pictures: image bytes by item key; items without a picture are passed over.
+        count: how many samples at most.
+        branches: names of the router's branches.
+    """
+    by_key: dict[str, list[Record]] = {}
+    for record in records:
+        if record.key in pictures:
+            by_key.setdefault(record.key, []).append(record)
+    ranked = sorted(by_key.values(), key=_disagreement, reverse=True)
+    lanes = [[found for found in ranked if found[0].dimension == code] for code in DIMENSIONS]
+    lanes.append([found for found in ranked if found[0].dimension not in DIMENSIONS])
+    turns = [found for turn in zip_longest(*lanes) for found in turn if found]
+    return tuple(_sample(found, pictures[found[0].key], branches) for found in turns[:count])
+
+
+def to_html(report: Report, samples: Sequence[Sample] = ()) -> str:
+    """The report as a page.
+
+    Args:
+        report: what to show.
+        samples: items to show with their pictures and answers, see `pick_samples`.
+
+    Returns:
+        HTML text that refers to nothing outside itself.
+    """
+    page = Environment(
+        loader=PackageLoader("qmop.vtcbench"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters.update(percent=_percent, interval=_interval, data_uri=_data_uri)
+    branches, dimensions = plots.branch_weights(report), plots.accuracy_by_dimension(report)
+    return page.get_template("report.html.jinja").render(
+        report=report,
+        codes=list(report.counts),
+        names=DIMENSIONS,
+        colours={k: v.replace(plots.INK, "currentColor") for k, v in plots.colours(report).items()},
+        standing={row.label: _standing(row, report) for row in report.rows},
+        pairs=[(pair, verdict(pair.comparison)) for pair in report.pairs],
+        dimension_plot=Markup(dimensions) if dimensions else None,  # noqa: S704 - our own plot
+        token_plot=Markup(plots.accuracy_by_tokens(report)),  # noqa: S704 - our own plot
+        branch_plot=Markup(branches) if branches else None,  # noqa: S704 - our own plot
+        samples=samples,
+    )
+
+
+def _standing(row: Row, report: Report) -> str:
+    """How a row stands to the reference, in words."""
+    if row.label == report.reference:
+        return "reference"
+    if row.against_reference is None:
+        return f"no {report.reference} row"
+    return verdict(row.against_reference, report.reference)
+
+
+def _disagreement(found: Sequence[Record]) -> tuple[int, bool]:
+    right = sum(record.right for record in found)
+    return min(right, len(found) - right), any(record.branch_weights for record in found)
+
+
+def _sample(found: Sequence[Record], image: bytes, branches: Sequence[str]) -> Sample:
+    first = found[0]
+    replies = tuple(
+        Reply(
+            label=record.label,
+            prediction=record.prediction,
+            right=record.right,
+            branch_weights=_named(record.branch_weights, branches),
+        )
+        for record in found
+    )
+    return Sample(
+        key=first.key,
+        dimension=first.dimension,
+        image=image,
+        question=first.question,
+        answer=first.answer,
+        replies=replies,
+    )
+
+
+def _named(weights: tuple[float, ...] | None, branches: Sequence[str]) -> dict[str, float]:
+    """Weights by branch name; branches that were left out are left out here too."""
+    if weights is None:
+        return {}
+    names = branches if len(branches) == len(weights) else [f"branch {i + 1}" for i in range(len(weights))]
+    return {name: weight for name, weight in zip(names, weights, strict=True) if not isclose(weight, 0.0)}
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _interval(estimate: Estimate) -> str:
+    joint = "\N{EN DASH}" if estimate.low >= 0 else " to "
+    return f"{100 * estimate.low:.1f}{joint}{100 * estimate.high:.1f}"
+
+
+def _data_uri(image: bytes) -> str:
+    kind = picture_kind(image).replace("jpg", "jpeg")
+    return f"data:image/{kind};base64," + base64.b64encode(image).decode()

@@ -1,0 +1,80 @@
+"""What a report holds, as plain data: the renderings (Markdown, JSON, HTML, lmms-eval) read nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qmop.vtcbench.statistics import Comparison, Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One label: a checkpoint with a method and a token budget."""
+
+    label: str
+    checkpoint: str
+    method: str
+    budget: int
+    visual_tokens: float
+    """Mean of the tokens that the language model really saw."""
+    tokens_span: tuple[int, int]
+    """Fewest and most of them over the items."""
+    micro: Estimate
+    macro: Estimate | None
+    """None where no item carries a dimension."""
+    dimensions: Mapping[str, Estimate]
+    tasks: Mapping[str, Estimate]
+    unparsable: int
+    missing: int
+    """Items that other rows have and this one lacks."""
+    seconds: float
+    against_reference: Comparison | None
+    """On the items that both have; None for the reference itself and where there is none."""
+    visual_gain: Estimate | None
+    """Accuracy minus the blind row's on the items that both have."""
+    branch_weights: Mapping[str, Mapping[str, float]]
+    """Mean weight per branch, for each dimension and for `all`; empty where the method has no router."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two rows of one token budget, `other` against `base`."""
+
+    base: str
+    other: str
+    comparison: Comparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """A whole evaluation: rows in the order in which their labels were first seen, the reference row first."""
+
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...]
+    chance: Mapping[str, float]
+    """Accuracy of a uniform guess per dimension, for `micro`, and where there are dimensions for `macro`."""
+    task_chance: Mapping[str, float]
+    counts: Mapping[str, int]
+    """Items per dimension over all rows together; items without a dimension count in the micro average alone."""
+    items: int
+    reference: str
+    blind: str
+    suite_digest: str
+    seed: int
+    resamples: int
+    versions: Mapping[str, str]
+    provenance: Mapping[str, str]
+    """Whatever else the caller wants told: recipe hash, command, suite seed."""
+
+    def row(self, label: str) -> Row | None:
+        """The row of a label, if there is one."""
+        return next((row for row in self.rows if row.label == label), None)
+
+
+def verdict(comparison: Comparison, base: str = "") -> str:
+    """A comparison in words that claim no more than the test does; `base` is named where it is not plain."""
+    p = "p < 0.001" if comparison.p_value < 0.001 else f"p = {comparison.p_value:.3f}"  # noqa: PLR2004 - usual bound
+    if comparison.within_noise:
+        return f"within noise{f' of {base}' if base else ''} ({p})"
+    return f"{'above' if comparison.difference.value > 0 else 'below'}{f' {base}' if base else ''} ({p})"

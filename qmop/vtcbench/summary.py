@@ -1,0 +1,220 @@
+"""Records of many checkpoints to one report."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from itertools import combinations
+from typing import TypeVar
+
+import numpy as np
+
+from qmop.vtcbench.items import DIMENSIONS
+from qmop.vtcbench.records import RIGHT, Record
+from qmop.vtcbench.report_types import Pair, Report, Row
+from qmop.vtcbench.statistics import RESAMPLES, Comparison, Estimate, accuracy, compare, macro_accuracy
+
+T = TypeVar("T")
+
+BRANCH_NAMES = ("resampler", "window_pool", "prune")
+"""The mixture's branches in the order of its router's weights."""
+
+Answers = dict[str, Record]
+"""The records of one label by item key."""
+
+
+def summarise(
+    records: Iterable[Record],
+    reference: str = "uncompressed",
+    blind: str = "blind",
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    branches: Sequence[str] = BRANCH_NAMES,
+    provenance: Mapping[str, str] | None = None,
+) -> Report:
+    """Gather records into a report.
+
+    Args:
+        records: of one suite, any number of labels, each label one checkpoint.
+        reference: label of the uncompressed model; retention and information loss are told against it.
+        blind: label of the model that saw no picture; visual gain is told against it.
+        seed: of the bootstrap.
+        resamples: of the bootstrap.
+        branches: names of the router's branches.
+        provenance: further facts to print.
+
+    Raises:
+        ValueError: if there are no records, they come from two suites, a label names two checkpoints, or an item is
+            judged twice under one label.
+    """
+    labels = _by_label(records)
+    first = next(iter(next(iter(labels.values())).values()))
+    labels = dict(sorted(labels.items(), key=lambda pair: (pair[0] != reference, pair[0] == blind)))
+    items = {key: record for answers in labels.values() for key, record in answers.items()}
+    maker = _RowMaker(labels, reference, blind, seed=seed, resamples=resamples, items=len(items), branches=branches)
+    rows = tuple(maker.row(label) for label in labels)
+    return Report(
+        rows=rows,
+        pairs=tuple(maker.pairs(rows)),
+        chance=_chance(items.values()),
+        task_chance=_mean_by((record.task, record.chance) for record in items.values()),
+        counts=_ordered(Counter(record.dimension for record in items.values())),
+        items=len(items),
+        reference=reference,
+        blind=blind,
+        suite_digest=first.suite_digest,
+        seed=seed,
+        resamples=resamples,
+        versions=_versions(),
+        provenance=dict(provenance or {}),
+    )
+
+
+class _RowMaker:
+    """Holds what every row of a report is measured against."""
+
+    def __init__(
+        self,
+        labels: Mapping[str, Answers],
+        reference: str,
+        blind: str,
+        *,
+        seed: int,
+        resamples: int,
+        items: int,
+        branches: Sequence[str],
+    ) -> None:
+        self._labels, self._reference, self._blind = labels, reference, blind
+        self._items, self._branches = items, branches
+        self._seed, self._resamples = seed, resamples
+
+    def row(self, label: str) -> Row:
+        """Everything that the report says about one label."""
+        records = list(self._labels[label].values())
+        groups = _ordered(_scores_by((record.dimension, record.score) for record in records))
+        tokens = [record.visual_tokens for record in records]
+        against = self._compare(self._reference, label)
+        gain = self._compare(self._blind, label)
+        return Row(
+            label=label,
+            checkpoint=records[0].checkpoint,
+            method=records[0].method,
+            budget=records[0].budget,
+            visual_tokens=float(np.mean(tokens)),
+            tokens_span=(min(tokens), max(tokens)),
+            micro=self._accuracy([record.score for record in records]),
+            macro=macro_accuracy(groups, self._seed, self._resamples) if groups else None,
+            dimensions={name: self._accuracy(scores) for name, scores in groups.items()},
+            tasks={
+                name: self._accuracy(scores)
+                for name, scores in _scores_by((record.task, record.score) for record in records).items()
+            },
+            unparsable=sum(not record.parsable for record in records),
+            missing=self._items - len(records),
+            seconds=sum(record.seconds for record in records),
+            against_reference=against,
+            visual_gain=gain.difference if gain else None,
+            branch_weights=_branch_weights(records, self._branches),
+        )
+
+    def pairs(self, rows: Sequence[Row]) -> list[Pair]:
+        """Every two rows of one budget, the reference and the blind row left out."""
+        found = []
+        for base, other in combinations(rows, 2):
+            if base.budget == other.budget and not {base.label, other.label} & {self._reference, self._blind}:
+                comparison = self._compare(base.label, other.label)
+                if comparison is not None:
+                    found.append(Pair(base=base.label, other=other.label, comparison=comparison))
+        return found
+
+    def _accuracy(self, scores: Sequence[float]) -> Estimate:
+        return accuracy(scores, self._seed, self._resamples)
+
+    def _compare(self, base: str, other: str) -> Comparison | None:
+        if base == other or base not in self._labels:
+            return None
+        first, second = self._labels[base], self._labels[other]
+        shared = [key for key in first if key in second]
+        if not shared:
+            return None
+        return compare(
+            [first[key].score for key in shared],
+            [second[key].score for key in shared],
+            right=RIGHT,
+            seed=self._seed,
+            resamples=self._resamples,
+        )
+
+
+def _by_label(records: Iterable[Record]) -> dict[str, Answers]:
+    labels: dict[str, Answers] = {}
+    suites: set[str] = set()
+    for record in records:
+        answers = labels.setdefault(record.label, {})
+        if record.key in answers:
+            raise ValueError(
+                f"label {record.label!r} has two records of item {record.key}; give each run its own label"
+            )
+        answers[record.key] = record
+        suites.add(record.suite_digest)
+    if not labels:
+        raise ValueError("there are no records to report on; evaluate a checkpoint first")
+    if len(suites) > 1:
+        names = ", ".join(sorted(digest[:12] for digest in suites))
+        raise ValueError(f"the records come from {len(suites)} suites ({names}); report on one suite at a time")
+    for label, answers in labels.items():
+        checkpoints = {record.checkpoint for record in answers.values()}
+        if len(checkpoints) > 1:
+            names = ", ".join(sorted(digest[:12] for digest in checkpoints))
+            raise ValueError(f"label {label!r} names several checkpoints ({names}); give each its own label")
+    return labels
+
+
+def _scores_by(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for name, value in pairs:
+        groups[name].append(value)
+    return dict(groups)
+
+
+def _mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean(values)) for name, values in _scores_by(pairs).items()}
+
+
+def _ordered(groups: Mapping[str, T]) -> dict[str, T]:
+    """The dimensions in the order of the paper's tables."""
+    return {code: groups[code] for code in DIMENSIONS if code in groups}
+
+
+def _chance(records: Iterable[Record]) -> dict[str, float]:
+    pairs = [(record.dimension, record.chance) for record in records]
+    means = _ordered(_mean_by(pairs))
+    macro = {"macro": float(np.mean(list(means.values())))} if means else {}
+    return {**means, "micro": float(np.mean([chance for _, chance in pairs])), **macro}
+
+
+def _branch_weights(records: Sequence[Record], names: Sequence[str]) -> dict[str, dict[str, float]]:
+    groups: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    for record in records:
+        if record.branch_weights is not None:
+            groups[record.dimension].append(record.branch_weights)
+    if not groups:
+        return {}
+    everything = {**_ordered(groups), "all": [weights for group in groups.values() for weights in group]}
+    means = {name: np.mean(weights, axis=0) for name, weights in everything.items()}
+    width = len(means["all"])
+    known = names if len(names) == width else [f"branch {index + 1}" for index in range(width)]
+    return {name: dict(zip(known, map(float, mean), strict=True)) for name, mean in means.items()}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("qmop", "numpy", "scipy", "pyarrow"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from cluster import processes
+from cluster.capacity import ClusterBusyError, require
+from cluster.ports import free_port
+from cluster.progress import Progress
+from cluster.session import RaySettings, ray_session
+
+_ROOT = Path(__file__).resolve().parents[2]
+_SMALL = RaySettings(num_cpus=4, object_store_mb=100)
+_PROGRAM = """
+import json, os, sys, time
+import psutil, ray
+from cluster.progress import Progress
+from cluster.session import RaySettings, ray_session
+
+before = dict(os.environ)
+address, ending = sys.argv[1] or None, sys.argv[2]
+with ray_session(RaySettings(address=address, num_cpus=2, object_store_mb=100), Progress()) as session:
+    answer = ray.get(ray.remote(lambda: 6 * 7).remote())
+    below = [p.pid for p in psutil.Process().children(recursive=True)]
+    listens = [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in below]
+    print(json.dumps(dict(
+        address=session.address, owned=session.owned, answer=answer, pids=below, listens=sorted(set(listens)),
+        folder=str(session.temp_dir), mode=os.environ.get("RAY_AUTH_MODE"), cpus=ray.cluster_resources()["CPU"],
+        token=os.environ.get("RAY_AUTH_TOKEN"), ray_address=os.environ.get("RAY_ADDRESS"),
+    )), flush=True)
+    if ending == "error":
+        raise KeyError("of our own")
+    if ending == "wait":
+        time.sleep(120)
+changed = [n for n in set(before) | set(os.environ) if n.startswith("RAY_") and before.get(n) != os.environ.get(n)]
+print(json.dumps(dict(changed=changed, initialized=ray.is_initialized())), flush=True)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other:
+    """Another cluster of the same user, with a token file in a home folder of its own."""
+
+    address: str
+    dashboard: str
+    home: Path
+    pid: int
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[Other]:
+    port, dashboard = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="o-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        home = Path(folder, "home")
+        (home / ".ray").mkdir(parents=True)
+        (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 2)
+        options = f"--port={port} --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --num-cpus=3"
+        options += f" --object-store-memory=100000000 --disable-usage-stats --temp-dir={folder}/r --block"
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options.split()]
+        with Path(folder, "log").open("w") as log:
+            process = subprocess.Popen(command, env=_env(home, RAY_AUTH_MODE="token"), stdout=log, stderr=log)
+        try:
+            address = _started(Path(folder, "r", "ray_current_cluster"), process)
+            yield Other(address=address, dashboard=f"http://127.0.0.1:{dashboard}", home=home, pid=process.pid)
+        finally:
+            main = psutil.Process(process.pid)
+            started = [main, *main.children(recursive=True)]
+            process.terminate()
+            processes.end(started, patience_s=5)
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(300)
+def test_an_embedded_cluster_keeps_to_itself_and_leaves_nothing(tmp_path: Path) -> None:
+    inside, after = _run(_env(tmp_path))
+    assert inside["owned"]
+    assert inside["answer"] == 42
+    assert inside["ray_address"] == inside["address"]
+    assert inside["mode"] == "token"
+    assert len(inside["token"]) == 64
+    assert {ip.removeprefix("::ffff:") for ip in inside["listens"]} == {"127.0.0.1"}
+    assert after == {"changed": [], "initialized": False}
+    assert _alive(inside["pids"]) == []
+    assert not Path(inside["folder"]).exists()
+    assert list(tmp_path.iterdir()) == []  # no ~/.ray
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("ending", "number", "code"),
+    [("wait", signal.SIGTERM, 143), ("wait", signal.SIGINT, -signal.SIGINT), ("error", None, 1)],
+)
+def test_however_it_ends_nothing_is_left(tmp_path: Path, ending: str, number: int | None, code: int) -> None:
+    process = _start(_env(tmp_path), "", ending)
+    try:
+        assert process.stdout is not None
+        inside = json.loads(process.stdout.readline())
+        if number is not None:
+            process.send_signal(number)
+        process.communicate(timeout=200)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert _alive(inside["pids"]) == []
+    assert not Path(inside["folder"]).exists()
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(300)
+def test_another_cluster_is_neither_joined_nor_disturbed(other: Other) -> None:
+    before = {p.pid for p in psutil.Process(other.pid).children(recursive=True) if p.name() in {"raylet", "gcs_server"}}
+    for settings in ({}, {"RAY_AUTH_TOKEN": "the-token-of-somewhere-else"}):
+        inside, _ = _run(_env(other.home, **settings))
+        assert inside["owned"]
+        assert inside["address"] != other.address
+        assert inside["cpus"] == 2
+    now = {p.pid for p in psutil.Process(other.pid).children(recursive=True)}
+    assert len(before) == 2
+    assert before <= now
+    assert (other.home / ".ray" / "auth_token").read_text() == "0123456789abcdef" * 2
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(300)
+def test_a_given_cluster_is_joined_and_left_running(other: Other) -> None:
+    by_argument, after = _run(_env(other.home), other.address)
+    by_variable, _ = _run(_env(other.home, RAY_ADDRESS=other.address))
+    for inside in (by_argument, by_variable):
+        assert not inside["owned"]
+        assert inside["address"] == other.address
+        assert inside["mode"] == "token"
+        assert inside["cpus"] == 3
+    assert after == {"changed": [], "initialized": False}
+    assert psutil.Process(other.pid).is_running()
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(300)
+def test_a_wrong_or_missing_token_is_one_sentence_at_once(other: Other, tmp_path: Path) -> None:
+    for settings in ({}, {"RAY_AUTH_TOKEN": "wrong-wrong-wrong"}):
+        started = time.monotonic()
+        process = _start(_env(tmp_path, **settings), other.address, "")
+        _, errors = process.communicate(timeout=200)
+        assert time.monotonic() - started < 20
+        assert f"ValueError: The Ray cluster at {other.address} refuses our token: set RAY_AUTH_MODE=token" in errors
+        assert "InvalidAuthToken" not in errors.splitlines()[-1]
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(300)
+def test_a_submitted_job_works_on_the_cluster_that_runs_it(other: Other, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(_PROGRAM)
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", other.dashboard]
+    command += ["--runtime-env-json", json.dumps({"env_vars": {"PYTHONPATH": str(_ROOT)}})]
+    command += ["--", sys.executable, str(tmp_path / "program.py"), "''", "''"]
+    done = subprocess.run(
+        command, env=_env(other.home, RAY_AUTH_MODE="token"), capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    inside = json.loads(next(line for line in done.stdout.splitlines() if '"owned"' in line))
+    assert (inside["owned"], inside["address"], inside["answer"]) == (False, other.address, 42)
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(300)
+def test_an_open_session_is_shared_and_its_room_is_counted(
+    progress: Progress, lines: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = RaySettings(num_cpus=4, object_store_mb=100, log_dir=str(tmp_path / "logs"))
+    with ray_session(settings, progress) as outer:
+        with ray_session(_SMALL, progress) as inner:
+            assert (inner.address, inner.owned, outer.owned) == (outer.address, False, True)
+        assert ray.is_initialized()
+        holder = ray.remote(num_cpus=3)(_Holder).remote()
+        ray.get(holder.ready.remote())
+        with pytest.raises(ClusterBusyError, match=r"a test needs 2 CPUs \(1 free\)"):
+            require(what="a test", num_cpus=2, progress=progress, timeout_s=3)
+        ray.kill(holder)
+        require(what="a test", num_cpus=4, progress=progress)
+        with pytest.raises(ValueError, match=r"a test needs 5 CPUs \(4 in the whole Ray cluster\)"):
+            require(what="a test", num_cpus=5, progress=progress)
+    assert not ray.is_initialized()
+    assert "Starting an embedded Ray cluster with 4 logical CPUs: done in" in lines.getvalue()
+    assert (tmp_path / "logs" / "gcs_server.out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("num_cpus", 0, "num_cpus=0 leaves nothing"),
+        ("num_gpus", -1, "num_gpus=-1 is negative"),
+        ("object_store_mb", 10, "object_store_mb=10 is less than Ray accepts"),
+        ("address", "http://127.0.0.1:8265", "is a URL.*ray job submit"),
+        ("address", "ray://127.0.0.1:10001", "is a URL"),
+        ("address", "somewhere", "address='somewhere' is not a cluster"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(field: str, value: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        RaySettings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_an_address_where_nobody_answers_is_refused_within_seconds(
+    progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    started = time.monotonic()
+    with (
+        pytest.raises(ValueError, match=f"No Ray cluster answers at {address}"),
+        ray_session(RaySettings(address=address), progress),
+    ):
+        pass
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with (
+        pytest.raises(ValueError, match=r"RAY_ADDRESS='http://127.0.0.1:8265' is a URL"),
+        ray_session(_SMALL, progress),
+    ):
+        pass
+    assert time.monotonic() - started < 10
+
+
+class _Holder:
+    def ready(self) -> bool:
+        return True
+
+
+def _env(home: Path, **more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**kept, "HOME": str(home), "PYTHONPATH": str(_ROOT), **more}
+
+
+def _start(env: dict[str, str], address: str, ending: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", _PROGRAM, address, ending]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def _run(env: dict[str, str], address: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    process = _start(env, address, "")
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    inside, after = (json.loads(line) for line in output.splitlines() if line.startswith("{"))
+    return inside, after
+
+
+def _alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+def _started(file: Path, process: subprocess.Popen[bytes]) -> str:
+    """The address that the other cluster writes down once it is up."""
+    deadline = time.monotonic() + 150
+    while not file.exists():
+        assert process.poll() is None, "the other cluster ended"
+        assert time.monotonic() < deadline, "the other cluster did not start"
+        time.sleep(0.2)
+    return file.read_text().strip()

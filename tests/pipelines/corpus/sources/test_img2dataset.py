@@ -1,0 +1,106 @@
+"""img2dataset folders, whole and damaged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.corpus.samples import Fault, Raw
+from pipelines.corpus.sources.img2dataset import Img2DatasetSource
+
+
+def source_of(folder: Path) -> Img2DatasetSource:
+    return Img2DatasetSource(str(folder), "Describe.", 1_000_000)
+
+
+def read_all(folder: Path, per_shard: int = 4) -> list[Raw | Fault]:
+    source = source_of(folder)
+    return [raw for unit in source.units(per_shard) for raw in source.read(unit)]
+
+
+def split(found: list[Raw | Fault]) -> tuple[list[Raw], list[Fault]]:
+    return [raw for raw in found if isinstance(raw, Raw)], [raw for raw in found if isinstance(raw, Fault)]
+
+
+def test_units_cover_every_row_and_never_cross_a_tar(img2dataset: Path) -> None:
+    units = source_of(img2dataset).units(4)
+    spans = [(unit.start, unit.stop, unit.payload["stem"], unit.payload["first"]) for unit in units]
+    assert spans == [
+        (0, 4, "00000", 0),
+        (4, 8, "00000", 4),
+        (8, 9, "00000", 8),
+        (9, 13, "00001", 0),
+        (13, 14, "00001", 4),
+    ]
+    assert [unit.index for unit in units] == [0, 1, 2, 3, 4]
+
+
+def test_pictures_come_with_captions_and_failures_with_their_message(img2dataset: Path, jpegs: list[bytes]) -> None:
+    raws, faults = split(read_all(img2dataset))
+    assert [raw.image for raw in raws] == jpegs[:12]
+    assert [message["text"] for message in raws[7].messages] == ["Describe.", "Caption 0 of 00001"]
+    assert [fault.reason for fault in faults] == ["not_downloaded"] * 2
+    assert faults[0].detail == "failed_to_download: HTTP Error 404: Not Found"
+
+
+def test_without_parquet_the_tar_speaks_for_itself(img2dataset: Path) -> None:
+    (img2dataset / "00000.parquet").unlink()
+    raws, faults = split(read_all(img2dataset))
+    assert (len(raws), len(faults)) == (12, 0)
+
+
+def test_without_its_tar_a_parquet_misses_every_picture(img2dataset: Path) -> None:
+    (img2dataset / "00000.tar").unlink()
+    raws, faults = split(read_all(img2dataset))
+    assert len(raws) == 5
+    reasons = [fault.reason for fault in faults]
+    assert (reasons.count("missing_image"), reasons.count("not_downloaded")) == (7, 2)
+
+
+def test_a_tar_cut_in_the_middle_keeps_what_stands_before_the_cut(img2dataset: Path) -> None:
+    tar = img2dataset / "00001.tar"
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    raws, faults = split(read_all(img2dataset))
+    assert len(raws) + len(faults) == 14
+    lost = [fault for fault in faults if fault.reason == "missing_image"]
+    assert 1 <= len(lost) <= 4
+    assert all("damaged" in fault.detail for fault in lost)
+
+
+def test_a_row_without_any_caption_is_named(img2dataset: Path, blank_captions: Path) -> None:
+    raws, faults = split(read_all(blank_captions))
+    assert [raw.messages[1]["text"] for raw in raws] == ["from json", "from txt", "from parquet"]
+    assert [fault.reason for fault in faults] == ["no_caption"]
+    assert img2dataset != blank_captions
+
+
+def test_a_folder_without_tars_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no \.tar file"):
+        source_of(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        source_of(tmp_path / "nowhere")
+
+
+def test_a_damaged_parquet_is_named(img2dataset: Path) -> None:
+    (img2dataset / "00001.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(ValueError, match=r"00001\.parquet is not a readable parquet file"):
+        source_of(img2dataset).units(4)
+
+
+def test_a_foreign_parquet_is_named(img2dataset: Path) -> None:
+    table = pq.read_table(img2dataset / "00001.parquet").drop_columns(["key"])
+    pq.write_table(table, img2dataset / "00001.parquet")
+    with pytest.raises(ValueError, match="no column 'key'"):
+        source_of(img2dataset).units(4)
+
+
+def test_the_fingerprint_sees_a_changed_caption(img2dataset: Path) -> None:
+    before = source_of(img2dataset).fingerprint()
+    (img2dataset / "00000_stats.json").write_text(json.dumps({"count": 0}))
+    assert source_of(img2dataset).fingerprint() == before
+    table = pq.read_table(img2dataset / "00000.parquet").slice(0, 5)
+    pq.write_table(table, img2dataset / "00000.parquet")
+    assert source_of(img2dataset).fingerprint() != before

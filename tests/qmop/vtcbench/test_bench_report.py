@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from qmop.vtcbench.records import Record
+from qmop.vtcbench.report import Report, summarise, to_json, to_markdown
+
+
+@pytest.fixture
+def report(evaluation: list[Record]) -> Report:
+    return summarise(evaluation, resamples=1000, provenance={"command": "qmop evaluate"})
+
+
+def test_markdown_holds_every_row_with_its_figures(report: Report) -> None:
+    text = to_markdown(report)
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("|")}
+
+    assert "| GU (n=8) | SC (n=8) |" in text
+    for row in report.rows:
+        low, high = 100 * row.micro.low, 100 * row.micro.high
+        assert f"| {100 * row.micro.value:.1f} [{low:.1f}, {high:.1f}] |" in text
+    assert "reference" in lines["uncompressed"]
+    assert "| 144 |" in lines["uncompressed"]
+    assert "50.0" in lines["*chance*"]
+    assert "qmop evaluate" in text
+    assert report.suite_digest[:12] in text
+
+
+def test_markdown_tables_have_as_many_cells_as_heads(report: Report) -> None:
+    odd = replace(report, rows=(replace(report.rows[0], label="a|b"), *report.rows[1:]))
+
+    tables = [block for block in to_markdown(odd).split("\n\n") if block.startswith("|")]
+
+    assert len(tables) == 2
+    for table in tables:
+        assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
+
+
+def test_markdown_says_what_is_missing_and_what_is_noise(evaluation: list[Record]) -> None:
+    text = to_markdown(summarise(evaluation[:-2], resamples=1000))
+
+    assert "uncompressed (lacks 2 items)" in text
+    assert "below uncompressed (p" in text
+    assert "within noise (p" in text or "above (p" in text or "below (p" in text
+
+
+def test_without_a_reference_nothing_is_compared(evaluation: list[Record]) -> None:
+    text = to_markdown(summarise([r for r in evaluation if r.label == "qmop@16"], resamples=100))
+
+    assert "no reference" in text
+    assert "exploratory" not in text
+
+
+def test_items_without_a_dimension_make_a_table_of_micro_averages(evaluation: list[Record]) -> None:
+    report = summarise([replace(record, dimension="") for record in evaluation], resamples=100)
+
+    assert "items without a dimension" in to_markdown(report)
+    assert json.loads(to_json(report))["rows"][0]["macro"] is None
+
+
+def test_json_is_strict_and_holds_unrounded_figures(report: Report) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(to_json(report), parse_constant=refuse)
+
+    assert [row["label"] for row in found["rows"]] == [row.label for row in report.rows]
+    assert found["rows"][1]["micro"]["low"] == report.rows[1].micro.low
+    assert found["rows"][1]["against_reference"]["p_value"] == report.rows[1].against_reference.p_value  # type: ignore[union-attr]
+    assert found["suite_digest"] == "suite-digest"

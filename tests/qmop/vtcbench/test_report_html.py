@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import base64
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from qmop.vtcbench.items import DIMENSIONS
+from qmop.vtcbench.records import Record
+from qmop.vtcbench.rendered import RenderedItem
+from qmop.vtcbench.report_html import pick_samples, to_html
+from qmop.vtcbench.report_types import Report
+from qmop.vtcbench.summary import summarise
+
+_VOID = {"meta", "link", "img", "br", "path", "use"}
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(tag, attrs)
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._note(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in _VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def _note(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            if name in {"src", "href", "xlink:href", "srcset", "action"}:
+                self.addresses.append(value or "")
+
+
+@pytest.fixture
+def report(evaluation: list[Record]) -> Report:
+    return summarise(evaluation, resamples=500, provenance={"recipe": "abc123"})
+
+
+def test_the_page_refers_to_nothing_outside_itself(
+    report: Report, evaluation: list[Record], small_suite: list[RenderedItem]
+) -> None:
+    samples = pick_samples(evaluation, {r.item.key: r.image for r in small_suite})
+    text = to_html(report, samples)
+    page = _Page(text)
+
+    assert page.addresses
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert page.tags["script"] == page.tags["iframe"] == 0
+    assert not re.search(r"@import|url\((?!#)", text)
+    assert page.open == []
+
+
+def test_ids_are_unique_and_every_inner_reference_is_met(report: Report) -> None:
+    text = to_html(report)
+    page = _Page(text)
+
+    assert len(set(page.ids)) == len(page.ids)
+    referred = {*re.findall(r"url\(#([^)]+)\)", text), *(a[1:] for a in page.addresses if a.startswith("#"))}
+    assert referred
+    assert referred <= set(page.ids)
+
+
+def test_every_row_stands_in_the_table_with_value_interval_and_count(report: Report) -> None:
+    words = " ".join(_Page(to_html(report)).words)
+
+    for row in report.rows:
+        assert row.label in words
+        assert row.checkpoint in words
+        assert f"{100 * row.micro.value:.1f}" in words
+        assert f"{100 * row.micro.low:.1f}\u2013{100 * row.micro.high:.1f}" in words
+    assert "n = 40" in words
+    assert "below uncompressed (p" in words
+    assert "abc123" in words
+    assert report.suite_digest in words
+
+
+def test_three_plots_with_a_router_and_two_without(report: Report, evaluation: list[Record]) -> None:
+    plain = summarise([replace(record, branch_weights=None) for record in evaluation], resamples=500)
+
+    assert _Page(to_html(report)).tags["svg"] == 3
+    assert _Page(to_html(plain)).tags["svg"] == 2
+
+
+def test_what_a_model_says_is_text_and_never_markup(evaluation: list[Record], small_suite: list[RenderedItem]) -> None:
+    evil = "<script>alert(1)</script>"
+    records = [replace(record, prediction=evil, label=record.label + "<b>") for record in evaluation]
+    samples = pick_samples(records, {r.item.key: r.image for r in small_suite})
+
+    text = to_html(summarise(records, reference="uncompressed<b>", resamples=100), samples)
+
+    assert evil not in text
+    assert _Page(text).tags["script"] == _Page(text).tags["b"] == 0
+    assert evil in " ".join(_Page(text).words)
+
+
+def test_samples_take_the_dimensions_in_turn_and_disputed_items_first(
+    evaluation: list[Record], small_suite: list[RenderedItem]
+) -> None:
+    pictures = {r.item.key: r.image for r in small_suite}
+
+    samples = pick_samples(evaluation, pictures, count=7)
+
+    assert [sample.dimension for sample in samples] == [*DIMENSIONS, "GU", "SC"]
+    for sample in samples:
+        assert sample.image == pictures[sample.key]
+        assert [reply.label for reply in sample.replies] == ["blind", "qmop@16", "average_pool@16", "uncompressed"]
+        assert len({reply.right for reply in sample.replies}) == 2
+        assert sample.replies[1].branch_weights == {"resampler": 0.5, "window_pool": 0.3, "prune": 0.2}
+        assert sample.replies[0].branch_weights == {}
+
+
+def test_samples_are_shown_with_their_pictures(
+    report: Report, evaluation: list[Record], small_suite: list[RenderedItem]
+) -> None:
+    (sample,) = pick_samples(evaluation, {small_suite[4].item.key: small_suite[4].image})
+    text = to_html(report, [sample])
+
+    assert base64.b64encode(small_suite[4].image).decode() in text
+    assert small_suite[4].item.question in text
+    assert "resampler 0.50" in " ".join(" ".join(_Page(text).words).split())
+
+
+def test_one_row_on_one_item_makes_a_page_too(evaluation: list[Record]) -> None:
+    for record in (evaluation[0], evaluation[-1]):
+        assert _Page(to_html(summarise([record], resamples=100))).tags["svg"] == 2
+
+
+def test_items_without_a_dimension_make_a_page_without_that_plot(
+    evaluation: list[Record], small_suite: list[RenderedItem]
+) -> None:
+    records = [replace(record, dimension="") for record in evaluation]
+    samples = pick_samples(records, {r.item.key: r.image for r in small_suite}, count=3)
+
+    page = _Page(to_html(summarise(records, resamples=100), samples))
+
+    assert page.tags["svg"] == 2
+    assert page.tags["img"] == 3
+    assert "no dimension" in page.words
+
+
+def test_equal_reports_make_equal_pages(report: Report) -> None:
+    assert to_html(report) == to_html(report)

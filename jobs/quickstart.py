@@ -23,6 +23,18 @@ from pipelines.training.trainer import train
 from qmop.vtcbench.report import Report, to_markdown
 
 _METHODS = ("qmop", "average_pool", "blind")
+_FROM_FEATURES = {"norm": "qk", "value_init": "identity"}
+"""At this size training is short, so the attention branches start as means of patches, which the connector knows."""
+
+
+def _tiny_training() -> TrainRecipe:
+    return TrainRecipe(
+        corpus="",
+        output="",
+        options={"branches": {"resampler": _FROM_FEATURES, "window_pool": _FROM_FEATURES}},
+        align=StageRecipe(steps=60),
+        tune=StageRecipe(steps=240, projector_rate=1e-3, language_rate=5e-4, exports=2),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,7 @@ class QuickstartRecipe:
 
     output: str = "runs/quickstart"
     samples: int = 6000
-    train: TrainRecipe = field(default_factory=lambda: TrainRecipe(corpus="", output=""))
+    train: TrainRecipe = field(default_factory=_tiny_training)
     suite: SuiteRecipe = field(default_factory=lambda: SuiteRecipe(count=750, items_per_shard=125))
     tokens: int = 16
     port: int | None = None

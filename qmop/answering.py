@@ -55,12 +55,14 @@ def answer(
         **batch, mm_encoder_outputs={"image": encoded}, max_new_tokens=max_new_tokens, do_sample=False
     )
     texts = processor.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    weights = encoded.compressed.branch_weights_BS
+    compressed = encoded.compressed
+    assert compressed is not None, "our own get_image_features always returns what it kept"
+    weights = compressed.branch_weights_BS
     return [
         Answer(
             text=text.strip(),
             visual_tokens=count,
             branch_weights=None if weights is None else tuple(weights[row].tolist()),
         )
-        for row, (text, count) in enumerate(zip(texts, encoded.compressed.counts_B.tolist(), strict=True))
+        for row, (text, count) in enumerate(zip(texts, compressed.counts_B.tolist(), strict=True))
     ]

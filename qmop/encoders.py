@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModel
 
 from qmop.compressors.base import Declaration
 from qmop.features import Query, VisualFeatures
@@ -29,7 +29,7 @@ class QueryEncoder(nn.Module):
         return Query(text_BE=self.text_tower.text_projection(eos), eos_BC=eos)
 
 
-def class_attention(tower: nn.Module, states: tuple[Tensor, ...], layer: int) -> Tensor:
+def class_attention(tower: CLIPVisionModel, states: tuple[Tensor, ...], layer: int) -> Tensor:
     """Attention mass from the class token to each patch in one layer, mean over heads.
 
     Args:
@@ -52,7 +52,7 @@ def class_attention(tower: nn.Module, states: tuple[Tensor, ...], layer: int) ->
 
 
 def visual_features(
-    tower: nn.Module,
+    tower: CLIPVisionModel,
     pixels_BCHW: Tensor,
     declaration: Declaration,
     *,

@@ -9,6 +9,7 @@ They subclass transformers' `ModelOutput` because ZeRO-3 hooks walk through tens
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class VisualFeatures(ModelOutput):
         text_space_BNE: patches mapped into the paired text space, not normalised.
     """
 
-    patches_BNC: Tensor | None = None
+    patches_BNC: Tensor
     grid: Grid | None = None
     summary_BC: Tensor | None = None
     cls_attention_BN: Tensor | None = None
@@ -39,6 +40,17 @@ class VisualFeatures(ModelOutput):
     def rows(self, rows_B: Tensor) -> VisualFeatures:
         """The same features of some of the images, by index."""
         return VisualFeatures(**_select(self, rows_B))
+
+    def need(self, field: str) -> Tensor:
+        """A feature that a method cannot do without.
+
+        Raises:
+            ValueError: if the pass that made these features did not compute it.
+        """
+        value = getattr(self, field)
+        if value is None:
+            raise ValueError(f"features.{field} is missing: fill it in, or declare it so that the towers compute it")
+        return value
 
 
 @dataclass
@@ -50,7 +62,7 @@ class Query(ModelOutput):
         eos_BC: end-token feature before the projection.
     """
 
-    text_BE: Tensor | None = None
+    text_BE: Tensor
     eos_BC: Tensor | None = None
 
     def rows(self, rows_B: Tensor) -> Query:
@@ -69,7 +81,7 @@ class CompressedTokens(ModelOutput):
         branch_weights_BS: the weight of each branch after selection and renormalisation, for mixtures.
     """
 
-    tokens_BMC: Tensor | None = None
+    tokens_BMC: Tensor
     mask_BM: Tensor | None = None
     kept_BM: Tensor | None = None
     branch_weights_BS: Tensor | None = None
@@ -89,6 +101,6 @@ class CompressedTokens(ModelOutput):
         return [tokens[mask] for tokens, mask in zip(self.tokens_BMC, self.mask_BM, strict=True)]
 
 
-def _select(output: ModelOutput, rows_B: Tensor) -> dict[str, object]:
+def _select(output: ModelOutput, rows_B: Tensor) -> dict[str, Any]:
     values = {field.name: getattr(output, field.name) for field in fields(output)}
     return {name: value[rows_B] if isinstance(value, Tensor) else value for name, value in values.items()}

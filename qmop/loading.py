@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qmop.configuration_qmop import QMoPConfig
 from qmop.modeling_qmop import QMoPForConditionalGeneration
@@ -42,8 +43,8 @@ def derive(
 ) -> tuple[QMoPForConditionalGeneration, QMoPProcessor]:
     """A checkpoint's towers, connector and language model with another compressor between them.
 
-    The compressor's own parameters are carried over where base and result have the same ones (one method's two
-    stages), and fresh otherwise; seed torch first where that matters.
+    The compressor's own parameters are carried over where base and result are the same method and a parameter has
+    one shape in both (one method's two stages), and fresh otherwise; seed torch first where that matters.
 
     Raises:
         FileNotFoundError: if the base is missing.
@@ -54,9 +55,19 @@ def derive(
     fields.update(compressor=compressor, compressor_tokens=tokens, compressor_options=dict(options or {}))
     config = QMoPConfig.from_dict(fields)
     model = QMoPForConditionalGeneration(config)
-    report = model.load_state_dict(source.state_dict(), strict=False)
+    report = model.load_state_dict(_carried(source, model), strict=False)
     foreign = [key for key in report.missing_keys if ".compressor." not in key]
     assert not foreign, f"only compressors may differ, but {foreign} are missing"
     model.tie_weights()
     model.generation_config = copy.deepcopy(source.generation_config)
     return model.eval(), QMoPProcessor.for_config(config, processor)
+
+
+def _carried(source: QMoPForConditionalGeneration, model: QMoPForConditionalGeneration) -> dict[str, Tensor]:
+    """What of the base's state fits the model; a parameter of another method is not carried even where it would fit."""
+    same, own = source.config.compressor == model.config.compressor, model.state_dict()
+    return {
+        name: value
+        for name, value in source.state_dict().items()
+        if ".compressor." not in name or (same and name in own and own[name].shape == value.shape)
+    }

@@ -56,7 +56,7 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         """What the latest image pass kept, detached; for reports."""
         self.post_init()
 
-    def get_image_features(
+    def get_image_features(  # noqa: PLR0917 - transformers' own order of arguments
         self,
         pixel_values: Tensor,
         query_input_ids: Tensor | None = None,
@@ -112,7 +112,7 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
             raise ValueError(f"there are {images} images but {len(ids)} questions: pass image_rows, one row per image")
         return query
 
-    def forward(
+    def forward(  # noqa: PLR0917 - transformers' own order of arguments
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
@@ -153,7 +153,7 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
         """See `QMoPModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
-    def forward(
+    def forward(  # noqa: PLR0917 - transformers' own order of arguments
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,

@@ -24,7 +24,7 @@ class QMoPProcessor(ProcessorMixin):
         chat_template: Jinja template of a conversation.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - transformers' own order of arguments
         self,
         image_processor: Any = None,
         tokenizer: Any = None,
@@ -72,12 +72,14 @@ class QMoPProcessor(ProcessorMixin):
         if query is not None and self.query_tokenizer is not None:
             questions = [query] if isinstance(query, str) else list(query)
             if len(questions) != len(prompts):
-                raise ValueError(f"query has {len(questions)} questions for {len(prompts)} prompts: pass one per prompt")
+                raise ValueError(
+                    f"query has {len(questions)} questions for {len(prompts)} prompts: pass one per prompt"
+                )
             tokens = self.query_tokenizer(questions, padding=True, truncation=True, return_tensors="pt")
             batch["query_input_ids"] = tokens["input_ids"]
             batch["query_attention_mask"] = tokens["attention_mask"]
         counts = [prompt.count(self.image_token) for prompt in prompts]
-        if any(count != 1 for count in counts) and sum(counts):
+        if any(counts) and any(count != 1 for count in counts):
             batch["image_rows"] = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)])
         return batch
 

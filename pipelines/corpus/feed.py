@@ -25,6 +25,8 @@ from pipelines.corpus.reader import OpenShard, open_shard
 from pipelines.corpus.sources.base import absolute
 
 SCHEMA = pa.schema([("position", pa.int64()), ("key", pa.string()), ("image", pa.binary()), ("sample", pa.binary())])
+READING_CPUS = 1.0
+"""Logical CPUs that must stay free beside the trainer's own; without any, Ray Data would wait for ever in silence."""
 _BLOCK_BYTES = 8 * 1024 * 1024
 
 

@@ -5,117 +5,30 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import ray
 from ray.exceptions import RayTaskError
 
 from cluster import storage
+from cluster.capacity import require
 from cluster.progress import Progress
 from pipelines.corpus.manifest import (
     LAYOUT,
     NAME,
     QUARANTINE,
     Manifest,
-    Shard,
     corpus_digest,
     load_manifest,
 )
-from pipelines.corpus.recipe import Limits, PrepareRecipe
-from pipelines.corpus.samples import UNCOUNTED, Fault, Origin, Sample
-from pipelines.corpus.shards import digests, encode_shard, index_shard
-from pipelines.corpus.sources import Source, Unit, open_source
+from pipelines.corpus.parts import PARTS, Job, Part
+from pipelines.corpus.recipe import PrepareRecipe
+from pipelines.corpus.samples import UNCOUNTED, Fault, Origin
+from pipelines.corpus.sources import Unit, open_source
 from pipelines.corpus.sources.base import absolute, digest_of
-from pipelines.corpus.validation import check
 
-_PARTS = "parts"
 _SHOWN = 5
 _AHEAD = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """What became of one unit. `shard` is None where every record was bad; `plan` ties it to recipe and source."""
-
-    plan: str
-    index: int
-    input: int
-    shard: Shard | None
-    faults: list[Fault] = field(default_factory=list)
-
-    def to_json(self) -> bytes:
-        """The file that commits the part."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> Part:
-        """Read a committed part back."""
-        fields = json.loads(data)
-        fields["shard"] = Shard(**fields["shard"]) if fields["shard"] else None
-        fields["faults"] = [Fault(**fault) for fault in fields["faults"]]
-        return cls(**fields)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """All that a worker needs to turn units into shards."""
-
-    source: Source
-    output: str
-    limits: Limits
-    plan: str
-
-    def run(self, unit: Unit) -> Part:
-        """Read, validate, write and check one shard, then commit it. Repeating it gives the same bytes."""
-        samples: list[Sample] = []
-        faults: list[Fault] = []
-        for raw in self.source.read(unit):
-            checked = raw if isinstance(raw, Fault) else check(raw, self.limits)
-            if isinstance(checked, Fault):
-                faults.append(checked)
-            else:
-                samples.append(checked)
-        asked = unit.stop - unit.start
-        assert len(samples) + len(faults) == asked, (unit.index, len(samples), len(faults), asked)
-        shard = self._write(unit.index, samples) if samples else None
-        part = Part(plan=self.plan, index=unit.index, input=asked, shard=shard, faults=faults)
-        storage.write_atomic(self.part_uri(unit.index), part.to_json())
-        return part
-
-    def part_uri(self, index: int) -> str:
-        """Where a part is committed."""
-        return storage.join(self.output, _PARTS, f"{index:06d}.json")
-
-    def finished(self, unit: Unit) -> Part | None:
-        """The part that an earlier run committed under the same plan, if its shard still has the same bytes."""
-        if not storage.exists(self.part_uri(unit.index)):
-            return None
-        try:
-            part = Part.from_json(storage.read_bytes(self.part_uri(unit.index)))
-        except (ValueError, KeyError, TypeError):
-            return None
-        if part.plan != self.plan or part.input != unit.stop - unit.start:
-            return None
-        return part if self._intact(part.shard) else None
-
-    def _intact(self, shard: Shard | None) -> bool:
-        if shard is None:
-            return True
-        uri = storage.join(self.output, shard.url)
-        return storage.exists(uri) and storage.sha256_of(uri) == shard.sha256
-
-    def _write(self, index: int, samples: list[Sample]) -> Shard:
-        name = f"corpus-{index:06d}.tar"
-        data = encode_shard(samples)
-        keys = [entry.key for entry in index_shard(data, name)]
-        assert keys == [sample.key for sample in samples], f"{name} does not read back as written"
-        sha256, md5 = digests(data)
-        uri = storage.join(self.output, name)
-        storage.write_atomic(uri, data)
-        if storage.sha256_of(uri) != sha256:
-            raise OSError(f"{uri} does not hold the bytes that were written, check the storage and run again")
-        return Shard(url=name, nsamples=len(samples), filesize=len(data), sha256=sha256, md5sum=md5)
 
 
 def prepare(recipe: PrepareRecipe, progress: Progress) -> Manifest:
@@ -130,7 +43,7 @@ def prepare(recipe: PrepareRecipe, progress: Progress) -> Manifest:
     Raises:
         FileNotFoundError: if the source is not there.
         ValueError: if the source is malformed as a whole, the output folder holds another corpus, more samples are
-            bad than the recipe allows, or none is good.
+            bad than the recipe allows or none is good, or the Ray cluster has no CPU to spare.
     """
     output = absolute(recipe.output)
     source = open_source(recipe)
@@ -140,6 +53,8 @@ def prepare(recipe: PrepareRecipe, progress: Progress) -> Manifest:
     if existing is not None:
         progress.say(f"Corpus {output} is complete: {existing.written} samples, nothing to do")
         return existing
+    if ray.is_initialized():
+        require(what="preparing shards", num_cpus=1, progress=progress)
     job = Job(source=source, output=output, limits=recipe.limits, plan=plan)
     with progress.stage(f"Preparing {output}"):
         parts = _run(job, source.units(recipe.samples_per_shard), progress)
@@ -166,7 +81,7 @@ def _existing(output: str, plan: str, *, overwrite: bool) -> Manifest | None:
 
 def _clear(output: str) -> None:
     """Forget an earlier run, so that every image is looked at again; its shards go when the new manifest comes."""
-    parts = storage.join(output, _PARTS)
+    parts = storage.join(output, PARTS)
     committed = storage.list_files(parts, ".json") if storage.exists(parts) else []
     for uri in [storage.join(output, NAME), *committed]:
         storage.remove(uri)
@@ -241,6 +156,11 @@ def _commit(recipe: PrepareRecipe, job: Job, parts: list[Part], progress: Progre
         digest=corpus_digest(shards),
     )
     _hold_ceiling(recipe, manifest)
+    if not _all_there(manifest):
+        raise ValueError(
+            f"output: {job.output} lacks shards that workers have written, name a folder that every node of the "
+            "cluster shares, or a bucket"
+        )
     _remove_strays(manifest)
     storage.write_atomic(storage.join(job.output, NAME), manifest.to_json())
     progress.say(f"Corpus {job.output}: {manifest.written} samples in {len(shards)} shards of {manifest.input} records")

@@ -22,7 +22,6 @@ class Candidate:
         digest: its identity, by content.
         method: compressor.
         budget: visual tokens asked for; 0 stands for all.
-        carded: whether it has a card to verify it against; a foreign model folder has none.
     """
 
     label: str
@@ -30,7 +29,6 @@ class Candidate:
     digest: str
     method: str
     budget: int
-    carded: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +89,7 @@ def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Cand
 def _carded(label: str | None, uri: str) -> Candidate:
     card = read_card(uri)
     return Candidate(
-        label=label or card.name, uri=uri, digest=card.digest, method=card.compressor, budget=card.tokens, carded=True
+        label=label or card.name, uri=uri, digest=card.digest, method=card.compressor, budget=card.tokens
     )
 
 
@@ -104,5 +102,4 @@ def _foreign(label: str | None, uri: str) -> Candidate:
         digest=sha256_of(join(uri, WEIGHTS)),
         method=config.compressor,
         budget=config.compressor_tokens or 0,
-        carded=False,
     )

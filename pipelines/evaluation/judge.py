@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import time
-from contextlib import ExitStack
 from typing import Any
 
 import ray
@@ -64,8 +63,7 @@ class Judge:
         candidate = unit.candidate
         if self.loaded is None or self.loaded[0] != candidate.digest:
             self.loaded = None  # let go of the old model before the new one is read
-            with ExitStack() as stack:
-                folder = stack.enter_context(local_copy(candidate.uri)) if candidate.carded else candidate.uri
+            with local_copy(candidate.uri) as folder:
                 self.loaded = (candidate.digest, *load(folder))
         return self.loaded[1], self.loaded[2]
 

@@ -53,7 +53,7 @@ class ServeRecipe:
     max_pixels: int = 40_000_000
     max_images: int = 1
     max_queued_requests: int = 32
-    start_timeout_s: float = 120.0
+    start_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:

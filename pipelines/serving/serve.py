@@ -176,7 +176,7 @@ def _reason(state: ApplicationStatusOverview) -> str:
     """The exception's own line out of the traceback that Serve reports."""
     message = "\n".join([state.message, *(deployment.message for deployment in state.deployments.values())])
     errors = [line.strip() for line in message.splitlines() if "Error: " in line and not line.startswith(" ")]
-    return errors[-1] if errors else message.strip()[:500]
+    return errors[-1] if errors else " ".join(message.split())[:500]
 
 
 def _too_slow(recipe: ServeRecipe, state: ApplicationStatusOverview | None) -> str:

@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from cluster.storage import exists, is_s3, join, list_sizes, put_file, read_bytes, sha256_of, write_atomic
+from qmop import __version__
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
 
 CARD = "checkpoint.json"
 FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"
+_LIBRARIES = ("torch", "transformers", "deepspeed", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ def publish(
             files[name] = (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
             put_file(path, join(uri, name))
     digest = hashlib.sha256("".join(f"{n}{d}" for n, (_, d) in files.items()).encode()).hexdigest()
-    versions = {name: version(name) for name in ("qmop", "torch", "transformers", "deepspeed", "ray")}
+    versions = {"qmop": __version__, **{name: version(name) for name in _LIBRARIES}}
     card = CheckpointCard(name=uri.rsplit("/", 1)[-1], digest=digest, files=files, versions=versions, **facts)
     write_atomic(join(uri, CARD), (json.dumps(asdict(card), indent=2) + "\n").encode())
     return card
@@ -115,9 +117,15 @@ def read_card(uri: str) -> CheckpointCard:
 def local_copy(uri: str) -> Iterator[Path]:
     """A checkpoint as a local folder with verified weights; a temporary copy if it is remote.
 
+    A local model folder without a card, such as the embedded base, is taken as it is.
+
     Raises:
+        FileNotFoundError: if nothing is there.
         ValueError: if the weights' digest is not the card's.
     """
+    if not is_s3(uri) and not exists(join(uri, CARD)) and exists(join(uri, "config.json")):
+        yield Path(uri)
+        return
     card = read_card(uri)
     if sha256_of(join(uri, WEIGHTS)) != card.files[WEIGHTS][1]:
         raise ValueError(f"{uri} is damaged: the digest of {WEIGHTS} is not the one in {CARD}; export it again")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
+from qmop.compressors.base import one_of
+
 Norm = Literal["qkv", "qk", "none"]
 ValueInit = Literal["normal", "identity"]
 
@@ -25,13 +27,15 @@ class KeyValue(nn.Module):
             a weighted mean of patches and a connector trained on patches fits at once.
 
     Raises:
-        ValueError: if the width does not divide into the heads.
+        ValueError: if the width does not divide into the heads, or a choice is none of the offered.
     """
 
     def __init__(self, width: int, heads: int, norm: Norm, value_init: ValueInit) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"heads is {heads}, which does not divide the width {width}: choose a divisor")
+        one_of("norm", norm, Norm)
+        one_of("value_init", value_init, ValueInit)
         self.heads, self.head_width, self.value_init = heads, width // heads, value_init
         self.key, self.value, self.output = (nn.Linear(width, width) for _ in range(3))
         self.query_norm = nn.LayerNorm(width, eps=1e-6) if norm != "none" else nn.Identity()

@@ -24,6 +24,6 @@ class AveragePool(Compressor):
     ) -> CompressedTokens:
         """Pooled tokens in raster order, `(B, M, C)`."""
         del query
-        stride = stride_of(self.grid, tokens or self.tokens)
+        stride = stride_of(self.grid, self.tokens if tokens is None else tokens)
         map_BCHW = features.patches_BNC.transpose(1, 2).unflatten(2, features.grid)
         return CompressedTokens(tokens_BMC=F.avg_pool2d(map_BCHW, stride).flatten(2).transpose(1, 2))

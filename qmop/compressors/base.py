@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import nn
 
@@ -54,10 +54,7 @@ class Compressor(nn.Module, ABC):
 
     def __init__(self, *, width: int, grid: int, tokens: int) -> None:
         super().__init__()
-        if not 1 <= tokens <= grid * grid:
-            raise ValueError(
-                f"tokens is {tokens}, but a {grid} x {grid} grid has {grid * grid} patches: choose 1 to {grid * grid}"
-            )
+        in_range(tokens, grid)
         self.width, self.grid, self.tokens = width, grid, tokens
 
     @abstractmethod
@@ -80,6 +77,29 @@ class Compressor(nn.Module, ABC):
 
     def initialise(self) -> None:
         """Set the start values of parameters held by this very module (not by its children)."""
+
+
+def in_range(tokens: int, grid: int) -> int:
+    """A budget that a `grid` x `grid` map can fill.
+
+    Raises:
+        ValueError: if there are fewer patches, or none is asked for.
+    """
+    if not 1 <= tokens <= grid * grid:
+        raise ValueError(
+            f"tokens is {tokens}, but a {grid} x {grid} grid has {grid * grid} patches: choose 1 to {grid * grid}"
+        )
+    return tokens
+
+
+def one_of(field: str, value: object, choices: Any) -> None:
+    """Check a field against a `Literal` type.
+
+    Raises:
+        ValueError: if it is none of the choices.
+    """
+    if value not in (known := get_args(choices)):
+        raise ValueError(f"{field} is {value!r}: choose one of {', '.join(map(str, known))}")
 
 
 def stride_of(grid: int, tokens: int) -> int:

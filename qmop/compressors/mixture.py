@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qmop.compressors.base import Compressor, Declaration, budget
+from qmop.compressors.base import Compressor, Declaration, budget, one_of
 from qmop.compressors.registry import build_compressor, method_class, register
 from qmop.compressors.router import Router, Select, select_branches
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
@@ -94,8 +94,10 @@ class Mixture(Compressor):
             parts = [branch(features, None).tokens_BMC for branch in self.branches.values()]
             return CompressedTokens(tokens_BMC=torch.cat(parts, dim=1))
         if query is None:
-            raise ValueError("query is missing, but qmop weights its branches by the question: pass query= to the processor")
-        weights_BS = self.router(features.summary_BC, query.text_BE)
+            raise ValueError(
+                "query is missing, but qmop weights its branches by the question: pass query= to the processor"
+            )
+        weights_BS = self.router(features.need("summary_BC"), query.text_BE)
         if self.training or self.select == "all":
             return self._dense(features, query, weights_BS)
         return self._sparse(features, query, select_branches(weights_BS, self.select, self.top_k, self.threshold))
@@ -124,8 +126,7 @@ class Mixture(Compressor):
 def _check(stage: int, select: str, top_k: int, branches: dict[str, dict[str, Any]]) -> None:
     if stage not in (ALIGN, TUNE):
         raise ValueError(f"stage is {stage}, but qmop has stage {ALIGN} (align) and {TUNE} (tune) only")
-    if select not in ("top_k", "threshold", "all"):
-        raise ValueError(f"select is {select!r}: choose top_k, threshold or all")
+    one_of("select", select, Select)
     if not 1 <= top_k <= len(BRANCHES):
         raise ValueError(f"top_k is {top_k}, but there are {len(BRANCHES)} branches: choose 1 to {len(BRANCHES)}")
     if unknown := set(branches) - set(BRANCHES):

@@ -102,7 +102,7 @@ def projector_spec(config: Any) -> ProjectorSpec:
         grid=grid,
         width=vision.hidden_size,
         language_width=config.text_config.hidden_size,
-        tokens=config.compressor_tokens or grid * grid,
+        tokens=grid * grid if config.compressor_tokens is None else config.compressor_tokens,
         options=options,
         activation=config.projector_hidden_act,
         bias=config.multimodal_projector_bias,

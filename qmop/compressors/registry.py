@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +66,6 @@ def build_compressor(
     """
     method: Callable[..., Compressor] = method_class(name)
     try:
-        return method(width=width, grid=grid, tokens=tokens or grid * grid, **options)
+        return method(width=width, grid=grid, tokens=grid * grid if tokens is None else tokens, **options)
     except TypeError as error:
         raise ValueError(f"compressor {name!r} does not take the options {sorted(options)}: {error}") from error

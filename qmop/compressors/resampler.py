@@ -43,6 +43,7 @@ class Resampler(Compressor):
     """
 
     declaration = Declaration(name="resampler", source="QMoP, arXiv 2603.21232, Sec. 3.3", trained=True)
+    position_NC: Tensor
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Resampler(Compressor):
         self.initialise()
 
     def initialise(self) -> None:
-        """Small random queries, then the projections; the buffer is written here because it is not part of a checkpoint."""
+        """Small random queries, then the projections; the buffer too, because it is not part of a checkpoint."""
         init.trunc_normal_(self.query_MC, std=0.02)
         self.attention.initialise()
         init.copy_(self.position_NC, sincos_2d(self.grid, self.width).to(self.position_NC.device))

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessorPil
 
+from qmop.compressors.blind import Blind
 from qmop.configuration_qmop import QMoPConfig
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
@@ -65,13 +66,14 @@ def assemble(towers: Towers, speaker: Speaker, *, blind: bool = False) -> QMoPFo
     """
     model = tiny_model("blind", tokens=1) if blind else tiny_model()
     inner = model.model
+    assert inner.query_encoder is not None
     inner.vision_tower.load_state_dict(towers.vision.state_dict())
     inner.query_encoder.text_tower.load_state_dict(towers.text.state_dict())
     inner.query_encoder.visual_projection.load_state_dict(towers.visual_projection.state_dict())
     inner.multi_modal_projector.connector.load_state_dict(speaker.connector.state_dict())
     inner.language_model.load_state_dict(speaker.language.model.state_dict())
-    if blind:
-        torch.nn.init.zeros_(inner.multi_modal_projector.compressor.token_MC)
+    if isinstance(compressor := inner.multi_modal_projector.compressor, Blind):
+        torch.nn.init.zeros_(compressor.token_MC)
     model.tie_weights()
     return model
 

@@ -16,5 +16,7 @@ def base_path(name: str | Path) -> Path:
     """
     folder = _FOLDER if str(name) == TINY else Path(name)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds no model: give a folder with config.json, or {TINY} for the embedded base")
+        raise FileNotFoundError(
+            f"{folder} holds no model: give a folder with config.json, or {TINY} for the embedded base"
+        )
     return folder

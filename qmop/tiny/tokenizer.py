@@ -19,12 +19,13 @@ fewer for from front has have how image in is it its kind large largest left les
 most near no not number object objects of on one or other photo picture place right round same shape shown side sign
 small smallest style text texture than that the there these thing this to top two under up what where which who why with
 word word words yes background
-""".split()
+""".split()  # noqa: SIM905 - a list of a hundred quoted words would hide the words
 
 CHAT_TEMPLATE = (
     "{{ '" + BOS + "' }}"
     "{% for message in messages %}"
-    "{{ '" + USER + "' if message['role'] == 'user' else '" + ASSISTANT + "' if message['role'] == 'assistant' else '' }}"
+    "{{ '" + USER + "' if message['role'] == 'user' else"
+    " '" + ASSISTANT + "' if message['role'] == 'assistant' else '' }}"
     "{% if message['content'] is string %}{{ ' ' + message['content'] }}"
     "{% else %}{% for part in message['content'] %}"
     "{{ '" + IMAGE + "' if part['type'] == 'image' else ' ' + part['text'] if part['type'] == 'text' else '' }}"

@@ -15,6 +15,9 @@ DIMENSIONS = {
 }
 """Code and name of each dimension, in the order of the paper's tables."""
 
+UNLABELLED = "none"
+"""The dimension of an item from a user's own corpus: it counts in the micro average and in no dimension."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Item:

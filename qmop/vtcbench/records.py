@@ -136,7 +136,7 @@ def read_parquet(source: bytes | str | Path) -> list[Record]:
         raise FileNotFoundError(f"no records at {source}: the file does not exist")
     name = "the bytes given" if isinstance(source, bytes) else str(source)
     try:
-        table = pq.read_table(pa.BufferReader(source) if isinstance(source, bytes) else str(source), partitioning=None)
+        table = pq.read_table(pa.BufferReader(source) if isinstance(source, bytes) else str(source))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{name} cannot be read as Parquet: {error}") from error
     return from_table(table)

@@ -1,1 +1,1 @@
-"""How the shipped base was made: dense targets for the towers first, then captions and answers for the language model."""
+"""How the shipped base was made: dense targets for the towers, then captions and answers for the language model."""

@@ -135,6 +135,7 @@ def train_language(
             nn.utils.clip_grad_norm_(speaker.parameters(), 1.0)
             optimizer.step()
             if step % 25 == 0 or step == total - 1:
-                say(f"language {step + 1}/{total} {time.monotonic() - started:.0f}s {tokens} tokens loss {loss.item():.3f}")
+                seconds = time.monotonic() - started
+                say(f"language {step + 1}/{total} {seconds:.0f}s {tokens} tokens loss {loss.item():.3f}")
             step += 1
     return speaker.eval()

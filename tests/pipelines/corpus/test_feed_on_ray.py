@@ -72,6 +72,14 @@ def in_order(ranks: list[list[tuple[list[int], list[str]]]]) -> list[str]:
     return [key[:9] for _, key in rows]
 
 
+def test_a_workers_complaint_is_one_sentence(tmp_path: Path) -> None:
+    recipe = PrepareRecipe(source="rendered", output=str(tmp_path / "file" / "out"), count=4)
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match="cannot be used") as caught:
+        prepare(recipe, Progress(stream=io.StringIO()))
+    assert "\n" not in str(caught.value)
+
+
 def test_parallel_and_lone_preparation_agree(corpus: Manifest, rendered: Callable[..., Manifest]) -> None:
     again = rendered(count=100, samples_per_shard=10)
     assert again.digest == corpus.digest

@@ -15,9 +15,10 @@ from PIL import Image
 from cluster.progress import Progress
 from pipelines.corpus import prepare as module
 from pipelines.corpus.manifest import Manifest, load_manifest, verify
+from pipelines.corpus.parts import Job, Part
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.reader import read_shard
-from pipelines.corpus.recipe import PrepareRecipe
+from pipelines.corpus.recipe import Limits, PrepareRecipe
 from pipelines.corpus.sources import Source, Unit
 from pipelines.corpus.sources.rendered import RenderedSource
 
@@ -212,3 +213,28 @@ def test_stock_webdataset_reads_our_shards(llava: Any, jpegs: list[bytes], tmp_p
     assert "jpg" not in samples[18]
     raw = list(webdataset.WebDataset(urls, shardshuffle=False))
     assert [sample["jpg"] for sample in raw[:18]] == jpegs
+
+
+def test_shards_that_the_driver_cannot_see_are_not_promised(
+    rendered: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Workers on other machines would write to their own disks."""
+    real = Job.run
+
+    def elsewhere(job: Job, unit: Unit) -> Part:
+        part = real(job, unit)
+        Path(job.output, f"corpus-{unit.index:06d}.tar").unlink()
+        return part
+
+    monkeypatch.setattr(Job, "run", elsewhere)
+    with pytest.raises(ValueError, match="lacks shards that workers have written"):
+        rendered()
+    assert not (tmp_path / "rendered" / "manifest.json").exists()
+
+
+def test_limits_hold_inside_tars_too(img2dataset: Path, tmp_path: Path, progress: Progress) -> None:
+    recipe = PrepareRecipe(
+        source="img2dataset", images=str(img2dataset), output=str(tmp_path / "out"), limits=Limits(max_bytes=1000)
+    )
+    with pytest.raises(ValueError, match=r"12 of 14 samples are bad \(12 x too_large\)"):
+        prepare(recipe, progress)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipelines.serving.text_stream import Detokenizer, StopText
@@ -24,6 +24,7 @@ def chopped(text: str, cuts: list[int]) -> list[str]:
     return [text[start:end] for start, end in itertools.pairwise(places)]
 
 
+@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_characters_of_several_tokens_come_whole(text: str) -> None:
     detokenizer = Detokenizer(decode_bytes)
@@ -38,12 +39,14 @@ def test_an_unfinished_character_comes_out_at_the_end_only() -> None:
     assert detokenizer.push([], final=True) == "\ufffd"
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 3), max_size=8))
 def test_spaces_between_tokens_are_those_of_the_whole_text(ids: list[int]) -> None:
     detokenizer = Detokenizer(decode_words)
     assert "".join(detokenizer.push([index]) for index in ids) == decode_words(ids)
 
 
+@settings(deadline=None)
 @given(
     st.text("ab#", max_size=20),
     st.lists(st.text("ab#", min_size=1, max_size=4), max_size=3),

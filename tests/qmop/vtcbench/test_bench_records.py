@@ -30,14 +30,6 @@ def test_records_survive_parquet_and_equal_records_give_equal_bytes(evaluation: 
     assert to_parquet_bytes(evaluation) == data == (tmp_path / "unit.parquet").read_bytes()
 
 
-def test_a_path_that_looks_like_a_partition_adds_no_column(evaluation: list[Record], tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoint=abc"
-    folder.mkdir()
-    write_parquet(folder / "unit.parquet", evaluation)
-
-    assert read_parquet(folder / "unit.parquet") == evaluation
-
-
 def test_columns_are_plain_types_in_a_fixed_order(evaluation: list[Record]) -> None:
     table = pq.read_table(pa.BufferReader(to_parquet_bytes(evaluation)))
 

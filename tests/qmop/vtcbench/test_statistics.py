@@ -74,6 +74,14 @@ def test_macro_average_weighs_groups_equally_and_resamples_inside_them() -> None
     assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * spread, rel=0.12)
 
 
+def test_groups_of_a_macro_average_are_resampled_independently() -> None:
+    scores = [1.0] * 50 + [0.0] * 50
+
+    one, four = macro_accuracy({"a": scores}), macro_accuracy(dict.fromkeys("abcd", scores))
+
+    assert four.high - four.low == pytest.approx((one.high - one.low) / 2, rel=0.1)
+
+
 def test_exact_mcnemar_is_the_binomial_tail() -> None:
     base = np.array([True] * 10 + [False] * 2 + [True] * 30 + [False] * 8)
     other = np.array([False] * 10 + [True] * 2 + [True] * 30 + [False] * 8)

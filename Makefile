@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+
+.PHONY: setup quickstart test unit lint bench soak base clean
+
+setup: $(STAMP)  ## virtual environment with everything, at the versions of constraints.txt
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+quickstart: setup  ## corpus, training, evaluation, report, service, answers
+	$(BIN)/qmop quickstart $(ARGS)
+
+test: setup  ## every test but the soak
+	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+
+unit: setup  ## the tests that start neither Ray nor a server
+	$(BIN)/python -m pytest -m "not soak and not pipeline" $(ARGS)
+
+lint: setup  ## style, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## timings as ratios; results in BENCHMARKS.md are made from these
+	$(BIN)/python -m tests.bench $(ARGS)
+
+soak: setup  ## long, seeded, resumable repetition; record in tests/soak/RECORD.md
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+base: setup  ## train the embedded base anew
+	$(BIN)/python -m qmop.tiny.pretraining --output qmop/tiny/weights $(ARGS)
+
+clean:  ## remove everything that was made
+	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from qmop.compressors.mixture import ALIGN, BRANCHES, TUNE, Mixture
+from qmop.features import Query, VisualFeatures
+
+MakeFeatures = Callable[..., VisualFeatures]
+MakeQuery = Callable[..., Query]
+
+
+def mixture(**options: object) -> Mixture:
+    """A mixture whose router tells pictures apart, so that every pair of branches is chosen by some."""
+    torch.manual_seed(6)
+    four = {"heads": 4}
+    fixed = {"width": 16, "grid": 6, "tokens": 9, "text_width": 8, "branches": {"resampler": four, "window_pool": four}}
+    method = Mixture(**{**fixed, **options}).eval()  # type: ignore[arg-type]
+    with torch.no_grad():
+        method.router.leave.weight.mul_(10)
+    return method
+
+
+def each_branch(method: Mixture, features: VisualFeatures, query: Query | None) -> list[Tensor]:
+    return [method.branches[name](features, query).tokens_BMC for name in BRANCHES]
+
+
+def test_aligning_shows_all_branches_side_by_side(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method, features = mixture(stage=ALIGN), make_features(2)
+    shown = method(features)
+    assert shown.tokens_BMC.shape == (2, 27, 16)
+    assert torch.equal(shown.tokens_BMC, torch.cat(each_branch(method, features, None), dim=1))
+    assert shown.branch_weights_BS is None
+    assert torch.equal(method(features, make_query(2)).tokens_BMC, shown.tokens_BMC)  # the question leaks nowhere
+
+
+def test_the_branches_stand_in_the_papers_order() -> None:
+    assert BRANCHES == ("resampler", "window_pool", "prune")
+    assert list(mixture().branches) == list(BRANCHES)
+
+
+def test_the_number_of_tokens_is_known_for_both_stages() -> None:
+    assert Mixture.token_count(16, grid=(12, 12), stage=ALIGN) == 48
+    assert Mixture.token_count(16, grid=(12, 12), stage=TUNE) == 16
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "all-in-evaluation"])
+def test_dense_fusion_is_the_weighted_sum(make_features: MakeFeatures, make_query: MakeQuery, *, training: bool) -> None:
+    method, features, query = mixture(select="all").train(training), make_features(3), make_query(3)
+    fused = method(features, query)
+    weights = method.router(features.need("summary_BC"), query.text_BE)
+    parts = each_branch(method, features, query)
+    for row in range(3):
+        by_hand = sum(weights[row, place] * parts[place][row] for place in range(3))
+        torch.testing.assert_close(fused.tokens_BMC[row], by_hand, rtol=0, atol=1e-6)
+    torch.testing.assert_close(fused.branch_weights_BS, weights)
+    assert fused.tokens_BMC.shape == (3, 9, 16)
+
+
+def test_training_runs_every_branch_whatever_is_selected(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method = mixture(select="top_k", top_k=1).train()
+    weights = method(make_features(4), make_query(4)).branch_weights_BS
+    assert (weights > 0).all()
+
+
+def watch(method: Mixture) -> dict[str, list[Tensor]]:
+    """The pictures that each branch gets, call by call."""
+    seen: dict[str, list[Tensor]] = defaultdict(list)
+    for name, branch in method.branches.items():
+        branch.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0].patches_BNC))
+    return seen
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_only_the_strongest_branches_run_and_only_on_their_pictures(
+    make_features: MakeFeatures, make_query: MakeQuery, top_k: int
+) -> None:
+    method, features, query = mixture(top_k=top_k), make_features(12), make_query(12)
+    ranks = method.router(features.need("summary_BC"), query.text_BE).argsort(1, descending=True)[:, :top_k]
+    seen = watch(method)
+    method(features, query)
+    assert sum(len(pictures) for calls in seen.values() for pictures in calls) == 12 * top_k
+    for place, name in enumerate(BRANCHES):
+        rows = (ranks == place).any(1).nonzero().flatten()
+        assert 0 < len(rows)
+        assert len(seen[name]) == 1
+        assert torch.equal(seen[name][0], features.patches_BNC[rows])
+
+
+def test_a_single_picture_runs_two_branches_of_three(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method = mixture()
+    seen = watch(method)
+    method(make_features(1), make_query(1))
+    assert sorted(len(seen[name]) for name in BRANCHES) == [0, 1, 1]
+
+
+@pytest.mark.parametrize(("select", "top_k"), [("top_k", 1), ("top_k", 2), ("top_k", 3), ("threshold", 1)])
+def test_sparse_equals_dense_with_masked_weights(
+    make_features: MakeFeatures, make_query: MakeQuery, select: str, top_k: int
+) -> None:
+    method, features, query = mixture(select=select, top_k=top_k), make_features(12), make_query(12)
+    weights = method.router(features.need("summary_BC"), query.text_BE)
+    limit = weights.sort(1, descending=True).values[:, top_k - 1 : top_k]
+    keep = weights >= limit if select == "top_k" else (weights > 1 / 3) | (weights == weights.amax(1, keepdim=True))
+    masked = weights * keep / (weights * keep).sum(1, keepdim=True)
+    expected = sum(masked[:, place, None, None] * part for place, part in enumerate(each_branch(method, features, query)))
+    fused = method(features, query)
+    torch.testing.assert_close(fused.branch_weights_BS, masked)
+    torch.testing.assert_close(fused.tokens_BMC, expected, rtol=0, atol=1e-6)
+
+
+def test_batch_equals_single_pictures(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method, features, query = mixture(), make_features(6), make_query(6)
+    together = method(features, query)
+    for row in range(6):
+        only = torch.tensor([row])
+        alone = method(features.rows(only), query.rows(only))
+        torch.testing.assert_close(together.tokens_BMC[row], alone.tokens_BMC[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(together.branch_weights_BS[row], alone.branch_weights_BS[0])
+
+
+def test_gradients_reach_every_parameter_when_tuning(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method = mixture().train()
+    method(make_features(3), make_query(3)).tokens_BMC.pow(2).sum().backward()
+    silent = [name for name, value in method.named_parameters() if value.grad is None or not value.grad.any()]
+    # A key's bias shifts all logits of a query alike, unless a LayerNorm follows it.
+    assert silent == []
+
+
+def test_gradients_reach_every_branch_and_not_the_router_when_aligning(make_features: MakeFeatures) -> None:
+    method = mixture(stage=ALIGN).train()
+    method(make_features(3)).tokens_BMC.pow(2).sum().backward()
+    silent = {name for name, value in method.named_parameters() if value.grad is None or not value.grad.any()}
+    assert silent == {name for name, _ in method.named_parameters() if name.startswith("router.")}
+
+
+def test_runs_in_half_precision(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method, features, query = mixture(), make_features(4), make_query(4)
+    full = method(features, query).tokens_BMC
+    half = method.bfloat16()(
+        VisualFeatures(**{k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in features.items()}),
+        Query(text_BE=query.text_BE.bfloat16()),
+    )
+    assert half.tokens_BMC.dtype == torch.bfloat16
+    assert (half.tokens_BMC.float() - full).abs().mean() < 0.02 * full.abs().mean() + 0.02
+
+
+def test_a_missing_question_is_refused_when_fusing(make_features: MakeFeatures) -> None:
+    with pytest.raises(ValueError, match="query is missing.*pass query="):
+        mixture()(make_features(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"stage": 3}, "stage is 3, but qmop has stage 1"),
+        ({"select": "best"}, "select is 'best': choose one of top_k, threshold, all"),
+        ({"top_k": 4}, "top_k is 4, but there are 3 branches"),
+        ({"branches": {"pool": {}}}, r"branches names \['pool'\]"),
+        ({"branches": {"prune": {"lamda": 1}}}, r"'prune' does not take the options \['lamda'\]"),
+        ({"tokens": 10}, "tokens is 10, but a 6 x 6 grid can be cut evenly only into 36, 9, 4, 1 tokens"),
+    ],
+)
+def test_options_out_of_range_are_refused(options: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        mixture(**options)
+
+
+def test_another_budget_is_refused(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    with pytest.raises(ValueError, match="tokens is 4, but this qmop was built for 9"):
+        mixture()(make_features(1), make_query(1), tokens=4)

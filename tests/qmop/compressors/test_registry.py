@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import qmop.compressors
+from qmop.compressors.base import Compressor
+from qmop.compressors.mixture import Mixture
+from qmop.compressors.registry import build_compressor, list_compressors, method_class
+
+
+def test_the_methods_of_the_folder_are_listed_by_name() -> None:
+    assert list(list_compressors()) == ["average_pool", "blind", "mlp", "prune", "qmop", "resampler", "window_pool"]
+
+
+def test_every_declaration_carries_its_own_name_and_a_source() -> None:
+    for name, declaration in list_compressors().items():
+        assert declaration.name == name
+        assert declaration.source
+
+
+def test_every_file_with_a_compressor_is_registered() -> None:
+    folder = Path(qmop.compressors.__file__).parent
+    decorated = [path.stem for path in folder.glob("*.py") if "\n@register\n" in path.read_text()]
+    assert len(decorated) == len(list_compressors())
+
+
+def test_text_guided_methods_read_the_question_and_others_do_not() -> None:
+    for declaration in list_compressors().values():
+        assert declaration.text_guided == ("query" in declaration.reads)
+
+
+def test_trained_methods_are_those_with_parameters() -> None:
+    for name, declaration in list_compressors().items():
+        tokens = None if name == "mlp" else 144
+        method = build_compressor(name, tokens=tokens, width=64, grid=24)
+        assert declaration.trained == bool(list(method.parameters())), name
+
+
+def test_the_default_is_the_grid_and_width_of_llava() -> None:
+    method = build_compressor("window_pool", tokens=144)
+    assert (method.grid, method.width, method.tokens, method.stride) == (24, 1024, 144, 2)
+    assert build_compressor("mlp").tokens == 576
+
+
+def test_the_mixture_is_built_from_rooms_that_exist() -> None:
+    method = build_compressor("qmop", tokens=144, width=64)
+    assert isinstance(method, Mixture)
+    assert all(type(branch) is method_class(name) for name, branch in method.branches.items())
+
+
+def test_options_reach_the_method() -> None:
+    assert build_compressor("prune", tokens=9, lam=0.25).lam == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("window_pol", "did you mean 'window_pool'"), ("zzz", "choose one of average_pool, blind, mlp, .*window_pool")],
+)
+def test_an_unknown_method_is_answered_with_known_ones(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"compressor is '{name}', which is not registered: {said}"):
+        build_compressor(name)
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(ValueError, match=r"compressor 'prune' does not take the options \['lamda'\]"):
+        build_compressor("prune", tokens=9, lamda=0.5)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 577])
+def test_a_budget_that_the_grid_cannot_fill_is_refused(tokens: int) -> None:
+    with pytest.raises(ValueError, match=rf"tokens is {tokens}, but a 24 x 24 grid has 576 patches: choose 1 to 576"):
+        build_compressor("prune", tokens=tokens)
+
+
+def test_methods_are_compressors() -> None:
+    assert all(issubclass(method_class(name), Compressor) for name in list_compressors())

@@ -32,14 +32,15 @@ def usage() -> str:
             "jobs:",
             *lines,
             "",
-            "`qmop JOB --help` lists the fields of a job's recipe; dotted names such as --align.steps 100 override",
-            "single fields, and --print_config shows the whole recipe. Add --traceback to see where an error came from.",
+            "`qmop JOB --help` lists the fields of a job's recipe; dotted names such as --align.steps 100",
+            "override single fields, and --print_config shows the whole recipe.",
+            "--traceback shows where an error came from.",
         ]
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the command; exits with 0, 1 (failed), 2 (a mistake in what was asked for) or 130 (interrupted)."""
+    """Entry point; exits with 0, 1 (failed), 2 (a mistake in what was asked for) or 130 (interrupted)."""
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 

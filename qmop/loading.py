@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from qmop.configuration_qmop import QMoPConfig
@@ -25,14 +26,17 @@ def load(
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no model.
-        ValueError: if weights are missing from the file or unknown to the model.
+        ValueError: if the file is damaged, lacks weights or holds some that the model does not know.
     """
     folder = Path(path)
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no model: expected a folder with config.json and model.safetensors")
-    model, report = QMoPForConditionalGeneration.from_pretrained(
-        folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
+    try:
+        model, report = QMoPForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except SafetensorError as error:
+        raise ValueError(f"a .safetensors file in {folder} is damaged ({error}); export it again") from error
     if wrong := {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report[kind]}:
         raise ValueError(f"{folder} does not fit its own config.json: {wrong}; export it again")
     return model.eval(), QMoPProcessor.from_pretrained(folder, local_files_only=True)

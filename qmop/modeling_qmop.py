@@ -52,8 +52,6 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         if config.query_config is not None:
             self.query_encoder = QueryEncoder(config.query_config, config.vision_config)
         self.language_model = AutoModel.from_config(config.text_config)
-        self.last_compressed: CompressedTokens | None = None
-        """What the latest image pass kept, detached; for reports."""
         self.post_init()
 
     def get_image_features(  # noqa: PLR0917 - transformers' own order of arguments
@@ -90,10 +88,6 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         )
         query = self._query(query_input_ids, query_attention_mask, image_rows, len(pixel_values))
         compressed = projector(features, query, tokens=visual_tokens)
-        self.last_compressed = CompressedTokens(
-            **{name: value.detach() for name, value in compressed.items() if name != "tokens_BMC"},
-            tokens_BMC=compressed.tokens_BMC.detach(),
-        )
         return ImageOutput(pooler_output=compressed.per_image(), compressed=compressed)
 
     def _query(self, ids: Tensor | None, mask: Tensor | None, image_rows: Tensor | None, images: int) -> Query | None:
@@ -143,11 +137,6 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
         self.model = QMoPModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
-
-    @property
-    def last_compressed(self) -> CompressedTokens | None:
-        """What the latest image pass kept, detached; for reports."""
-        return self.model.last_compressed
 
     def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> ImageOutput:
         """See `QMoPModel.get_image_features`."""

@@ -34,7 +34,8 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
     home = join(store, f"asked-{manifest.digest[:12]}")
     if exists(join(home, MANIFEST)):
         return parse_manifest(read_bytes(join(home, MANIFEST)), home)
-    shards, items = [], []
+    shards: list[ShardInfo] = []
+    items: list[RenderedItem] = []
     with progress.stage(f"turning corpus {folder} into questions"):
         for number, shard in enumerate(manifest.shards):
             stored = read_shard(manifest.uri(number), shard)

@@ -54,7 +54,8 @@ def discover(named: list[str]) -> Discovery:
             other = found.get(candidate.label)
             if other is not None and other.digest != candidate.digest:
                 raise ValueError(
-                    f"checkpoints {other.uri} and {candidate.uri} are both labelled {candidate.label!r}: name them LABEL=PATH"
+                    f"checkpoints {other.uri} and {candidate.uri} are both labelled {candidate.label!r}: "
+                    "name them LABEL=PATH"
                 )
             found[candidate.label] = candidate
     return Discovery(candidates=tuple(found.values()), skipped=skipped)
@@ -69,28 +70,31 @@ def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Cand
         if exists(join(path, WEIGHTS)):
             return [_foreign(label, path)]
         raise FileNotFoundError(f"checkpoint {path} has no {WEIGHTS}: only safetensors are read")
+    if not (candidates := _inside(label, path, skipped)):
+        raise FileNotFoundError(f"checkpoints names {path}, but no finished checkpoint is there")
+    return candidates
+
+
+def _inside(label: str | None, path: str, skipped: dict[str, str]) -> list[Candidate]:
+    """The checkpoints of a folder, or of a run's output."""
     if exists(join(path, FOLDER)):
         path = join(path, FOLDER)
-    folders = sorted({uri.rsplit("/", 1)[0] for uri in list_files(path, recursive=True)}) if exists(path) else []
+    files = list_files(path, recursive=True) if exists(path) else []
     candidates = []
-    for folder in folders:
-        if exists(join(folder, CARD)):
+    for folder in sorted({uri.rsplit("/", 1)[0] for uri in files}):
+        if join(folder, CARD) in files:
             try:
                 candidates.append(_carded(f"{label}/{folder.rsplit('/', 1)[-1]}" if label else None, folder))
             except ValueError as error:
                 skipped[folder] = str(error)
-        elif exists(join(folder, "config.json")):
+        elif join(folder, "config.json") in files:
             skipped[folder] = f"has no {CARD}: not finished"
-    if not candidates:
-        raise FileNotFoundError(f"checkpoints names {path}, but no finished checkpoint is there")
     return candidates
 
 
 def _carded(label: str | None, uri: str) -> Candidate:
     card = read_card(uri)
-    return Candidate(
-        label=label or card.name, uri=uri, digest=card.digest, method=card.compressor, budget=card.tokens
-    )
+    return Candidate(label=label or card.name, uri=uri, digest=card.digest, method=card.compressor, budget=card.tokens)
 
 
 def _foreign(label: str | None, uri: str) -> Candidate:

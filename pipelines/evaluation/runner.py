@@ -110,8 +110,12 @@ def _spread(
     """Run units on `workers` processes; each takes the next unit of the checkpoint that it holds, if there is one."""
     store, folder = os.path.abspath(recipe.output) if "://" not in recipe.output else recipe.output, suite.folder  # noqa: PTH100 - a URI is no path
     folder = os.path.abspath(folder) if "://" not in folder else folder  # noqa: PTH100
-    idle = [Judge.options(num_cpus=1).remote(store, folder, recipe.batch, 1) for _ in range(workers)]
-    waiting, running = deque(units), {}
+    idle = [
+        Judge.options(num_cpus=1).remote(store, folder, recipe.batch, 1)  # type: ignore[attr-defined]
+        for _ in range(workers)
+    ]
+    waiting = deque(units)
+    running: dict[Any, tuple[Any, Unit]] = {}
     holds: dict[Any, str] = {}
     failed: dict[str, str] = {}
     done = 0

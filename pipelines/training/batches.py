@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -57,7 +58,7 @@ def draw_turn(messages: list[dict[str, str]], seed: int, position: int) -> tuple
     """
     pairs = [
         (asked["text"], told["text"])
-        for asked, told in zip(messages, messages[1:], strict=False)
+        for asked, told in pairwise(messages)
         if asked["role"] == "user" and told["role"] == "assistant"
     ]
     return Draws(seed, "turn", position).choice(pairs)
@@ -78,9 +79,7 @@ class Collator:
     def __call__(self, micro: MicroBatch) -> Batch:
         """Build the tensors of a micro-batch, padded on the right."""
         rows, questions, pictures, image_rows = [], [], [], []
-        for row, (position, image, sample) in enumerate(
-            zip(micro.positions, micro.images, micro.samples, strict=True)
-        ):
+        for row, (position, image, sample) in enumerate(zip(micro.positions, micro.images, micro.samples, strict=True)):
             question, told = draw_turn(sample["messages"], self.seed, position)
             if image is not None:
                 pictures.append(decode(image))
@@ -108,7 +107,7 @@ class Collator:
         )
         prompt = prompt.replace(self.processor.image_token, self.processor.image_token * self.processor.visual_tokens)
         asked = tokenizer.encode(prompt, add_special_tokens=False)
-        answer = tokenizer.encode(told, add_special_tokens=False) + [tokenizer.eos_token_id]
+        answer = [*tokenizer.encode(told, add_special_tokens=False), tokenizer.eos_token_id]
         return (asked + answer)[: self.max_length], min(len(asked), self.max_length)
 
     def _pad(self, rows: list[tuple[list[int], int]]) -> tuple[dict[str, Tensor], Tensor]:

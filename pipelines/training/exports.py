@@ -109,7 +109,9 @@ def read_card(uri: str) -> CheckpointCard:
     there = list_sizes(uri, recursive=True)
     wrong = [name for name, (size, _) in card.files.items() if there.get(join(uri, name)) != size]
     if wrong:
-        raise ValueError(f"{uri} is damaged: {', '.join(wrong)} missing or of another size than {CARD} says; export it again")
+        raise ValueError(
+            f"{uri} is damaged: {', '.join(wrong)} missing or of another size than {CARD} says; export it again"
+        )
     return card
 
 

@@ -120,24 +120,29 @@ class StageRun:
         self._schedule(step)
         parts = [next(batches) for _ in range(self.recipe.accumulation)]
         waited = time.monotonic() - started
-        targets = torch.tensor(float(sum(part.targets for part in parts)))
-        dist.all_reduce(targets)
-        scale = self.world * self.recipe.accumulation / targets.item()  # DeepSpeed averages over both
-        total = torch.zeros(())
+        targets = self._over_processes(sum(part.targets for part in parts))
+        scale = self.world * self.recipe.accumulation / targets  # DeepSpeed averages over both
+        own, weights = 0.0, None
         self.engine.train()
         for micro, part in enumerate(parts):
             self._noise(step, micro)
-            loss = self.engine(self._placed(part.inputs), part.labels.to(self.engine.device), dummy=part.dummy)
+            loss, weights = self.engine(self._placed(part.inputs), part.labels.to(self.engine.device), dummy=part.dummy)
             self.engine.backward(loss * scale)
             self.engine.step()
-            total += loss.detach().cpu() / targets.item()
-        dist.all_reduce(total)
-        if not math.isfinite(total.item()):
+            own += loss.item() / targets
+        total = self._over_processes(own)
+        if not math.isfinite(total):
             raise FloatingPointError(
-                f"the loss of {self.plan.name} step {step + 1} is {total.item()}; samples at positions "
+                f"the loss of {self.plan.name} step {step + 1} is {total}; samples at positions "
                 f"{[position for part in parts for position in part.positions]} of this process were in it"
             )
-        self._report(step, total.item(), time.monotonic() - started, waited)
+        self._report(step, total, time.monotonic() - started, waited, weights)
+
+    def _over_processes(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        total = torch.tensor(float(value), device=self.engine.device)
+        dist.all_reduce(total)
+        return total.item()
 
     def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: value.to(self.engine.device) for name, value in inputs.items()}
@@ -154,10 +159,10 @@ class StageRun:
         slot = (step * self.recipe.accumulation + micro) * self.world + self.rank
         self.router.anneal(temperature, noise, seed=self.recipe.seed * 1_000_003 + slot)
 
-    def _report(self, step: int, loss: float, seconds: float, waited: float) -> None:
+    def _report(self, step: int, loss: float, seconds: float, waited: float, weights: Tensor | None) -> None:
         if self.rank != 0 or ((step + 1) % self.recipe.log_every and step + 1 != self.stage.steps):
             return
-        note = {
+        note: dict[str, Any] = {
             "kind": "step",
             "stage": self.plan.name,
             "step": step + 1,
@@ -168,8 +173,7 @@ class StageRun:
             "grad_norm": float(self.engine.get_global_grad_norm() or 0.0),
             "rates": {name: g["lr"] for name, g in zip(self.groups, self.engine.optimizer.param_groups, strict=True)},
         }
-        if self.router is not None and self.plan.name == "tune":
-            weights = self.model.last_compressed.branch_weights_BS
+        if self.router is not None and weights is not None:
             note |= {
                 "temperature": self.router.temperature,
                 "noise": self.router.noise,

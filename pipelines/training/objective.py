@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from pipelines.training.batches import IGNORED
 from pipelines.training.recipe import StageName
 from qmop.compressors.mixture import Mixture
+from qmop.compressors.router import Router
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 
 
@@ -18,8 +19,10 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: dict[str, Tensor], labels: Tensor, *, dummy: bool) -> Tensor:
-        """The summed loss; the caller divides by the number of targets of the whole step.
+    def forward(self, inputs: dict[str, Tensor], labels: Tensor, *, dummy: bool) -> tuple[Tensor, Tensor | None]:
+        """The summed loss, and the router's weights (detached) where there is a router.
+
+        The caller divides the loss by the number of targets of the whole step.
 
         Args:
             inputs: see `Batch.inputs`.
@@ -33,15 +36,21 @@ class Objective(nn.Module):
             query_attention_mask=inputs.pop("query_attention_mask", None),
             image_rows=inputs.pop("image_rows"),
         )
+        compressed = images.compressed
+        assert compressed is not None
+        assert compressed.tokens_BMC is not None
         encoded = {} if dummy else {"image": images}
         logits = self.model(**inputs, mm_encoder_outputs=encoded, use_cache=False).logits
         loss = F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        return loss + 0.0 * images.compressed.tokens_BMC.sum() if dummy else loss
+        if dummy:
+            loss = loss + 0.0 * compressed.tokens_BMC.sum()
+        weights = compressed.branch_weights_BS
+        return loss, None if weights is None else weights.detach()
 
 
-def router_of(model: QMoPForConditionalGeneration) -> nn.Module | None:
+def router_of(model: QMoPForConditionalGeneration) -> Router | None:
     """The router of a mixture, or None."""
     compressor = model.model.multi_modal_projector.compressor
     return compressor.router if isinstance(compressor, Mixture) else None

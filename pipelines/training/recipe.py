@@ -34,7 +34,7 @@ class StageRecipe:
         _at_least("steps", self.steps, 0)
         _at_least("exports", self.exports, 1)
         if not 0.0 <= self.warmup < 1.0:
-            raise ValueError(f"warmup is {self.warmup}, but it is a share of the steps: choose 0 or more and less than 1")
+            raise ValueError(f"warmup is {self.warmup}, but it is a share of the steps: choose from 0 to below 1")
 
     def export_steps(self) -> tuple[int, ...]:
         """After which steps a checkpoint is exported."""

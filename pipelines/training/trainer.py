@@ -51,7 +51,7 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     plans = _plans(recipe, wanted)
     _claim(recipe)
     if not plans:
-        progress.say(f"training {recipe.compressor}: all {len(exports)} checkpoints exist in {recipe.output}, reusing them")
+        progress.say(f"training {recipe.compressor}: reusing all {len(exports)} checkpoints in {recipe.output}")
         return TrainResult(exports=exports, trained=False)
     with ray_session(recipe.ray, progress):
         require(
@@ -59,8 +59,8 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
             num_cpus=recipe.workers * recipe.cpus_per_worker + _READING_CPUS,
             progress=progress,
         )
-        title = f"training {recipe.compressor} at {recipe.tokens} tokens with {recipe.workers} workers, ZeRO-{recipe.zero}"
-        with progress.stage(title):
+        how = f"{recipe.workers} workers, ZeRO-{recipe.zero}"
+        with progress.stage(f"training {recipe.compressor} at {recipe.tokens} tokens with {how}"):
             _fit(recipe, plans, progress)
     missing = [uri for uri in exports if not exists(join(uri, CARD))]
     assert not missing, f"training ended without the exports {missing}"
@@ -118,13 +118,13 @@ def _claim(recipe: TrainRecipe) -> None:
     if theirs["digest"] != recipe.digest:
         changed = [k for k, v in mine["recipe"].items() if theirs["recipe"].get(k) != v and k not in ("ray", "output")]
         raise ValueError(
-            f"output {recipe.output} holds a run of another recipe ({', '.join(changed)} differ): choose another output, "
-            "or delete that folder"
+            f"output {recipe.output} holds a run of another recipe ({', '.join(changed)} differ): "
+            "choose another output, or delete that folder"
         )
 
 
 def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress) -> None:
-    board = Board.remote()
+    board = Board.remote()  # type: ignore[attr-defined]
     filesystem, path = arrow_filesystem(join(recipe.output, "ray"))
     gpu = torch.cuda.is_available()
     trainer = TorchTrainer(

@@ -61,10 +61,11 @@ class Item:
         Raises:
             ValueError: if the text is no JSON object with exactly an item's fields.
         """
-        fields: dict[str, Any] = json.loads(data)
+        fields = json.loads(data)
         if not isinstance(fields, dict):
             raise ValueError(f"an item must be a JSON object, got {type(fields).__name__}")
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"an item with fields {sorted(fields)} does not fit: {error}") from error

@@ -67,12 +67,13 @@ def training_scene(seed: int, position: int) -> RenderedScene:
     """The training picture at a position: half are built around a family, half are free; every family is asked."""
     draws = Draws(seed, TRAIN_SPLIT, position)
     family = FAMILIES[position % len(FAMILIES)]
-    scene, turns = random_scene(draws), []
+    scene = random_scene(draws)
+    turns: list[Asked] = []
     if draws.integer(0, 2):
         scene, asked = family.build(draws)
         turns.append(asked)
-    turns += [asked for other in FAMILIES if (asked := other.ask(scene, draws)) is not None]
-    unique = {asked.question: asked for asked in turns}
+    turns += [turn for other in FAMILIES if (turn := other.ask(scene, draws)) is not None]
+    unique = {turn.question: turn for turn in turns}
     return RenderedScene(
         key=f"scene-{seed}-{position:07d}",
         pixels=paint(scene, draws),

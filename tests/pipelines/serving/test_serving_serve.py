@@ -1,0 +1,73 @@
+"""What `serve.py` says and in which order it acts; Ray itself is met in `test_serving_pipeline.py`."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.progress import Progress
+from pipelines.serving import serve
+from pipelines.serving.recipe import ServeRecipe
+from pipelines.serving.serve import Endpoint, serve_until_stopped
+
+KEY = "0123456789abcdef"
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A deployment that answers at once; what was stopped is listed."""
+    acts: list[str] = []
+    endpoint = Endpoint(url="http://127.0.0.1:8000/v1", api_key=KEY, model="best")
+    monkeypatch.setattr(serve, "deploy", lambda *_: endpoint)
+    monkeypatch.setattr(serve, "shutdown", lambda _: acts.append("stopped"))
+    return acts
+
+
+def state(message: str, *replicas: tuple[str, int]) -> Any:
+    deployment = SimpleNamespace(message=message, replica_states=dict(replicas))
+    return SimpleNamespace(message="", status=SimpleNamespace(value="RUNNING"), deployments={"chat": deployment})
+
+
+@pytest.mark.parametrize(("given", "shown"), [(None, 1), (KEY, 0)])
+def test_a_key_that_was_made_is_shown_once_and_ctrl_c_ends_quietly(
+    stopped: list[str], monkeypatch: pytest.MonkeyPatch, given: str | None, shown: int
+) -> None:
+    def interrupted(_progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "_watch", interrupted)
+    log = io.StringIO()
+    serve_until_stopped(ServeRecipe(checkpoint="run/best", api_key=given), Progress(log))
+    assert log.getvalue().count(KEY) == shown
+    assert stopped == ["stopped"]
+
+
+def test_a_service_that_dies_is_an_error_and_changes_are_told(
+    stopped: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [state("", ("RUNNING", 1)), state("", ("RUNNING", 1)), state("", ("STARTING", 1)), None]
+    monkeypatch.setattr(serve, "_application", lambda: states.pop(0))
+    monkeypatch.setattr(serve, "_WATCH_S", 0.0)
+    log = io.StringIO()
+    with pytest.raises(RuntimeError, match="stopped from elsewhere"):
+        serve_until_stopped(ServeRecipe(checkpoint="run/best"), Progress(log))
+    assert log.getvalue().count("The service is") == 1
+    assert "1 starting" in log.getvalue()
+    assert stopped == ["stopped"]
+
+
+def test_the_reason_is_the_exceptions_own_line() -> None:
+    trace = 'Traceback:\n  File "x.py", line 3\n    raise OSError("Error: no")\nValueError: weights are missing; export again\n'
+    assert serve._reason(state(trace)) == "ValueError: weights are missing; export again"
+    assert serve._reason(state("failed\nto   start")) == "failed to start"
+
+
+@pytest.mark.parametrize(
+    ("host", "netloc"),
+    [("127.0.0.1", "127.0.0.1:8000"), ("0.0.0.0", "127.0.0.1:8000"), ("::", "[::1]:8000"), ("::1", "[::1]:8000")],
+)
+def test_an_address_is_one_that_a_client_can_use(host: str, netloc: str) -> None:
+    assert serve._netloc(ServeRecipe(checkpoint="run/best", host=host)) == netloc

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from qmop.processing_qmop import QMoPProcessor
+from qmop.tiny.assemble import tiny_config, tiny_processor
+
+Pictures = Callable[[int], list[Image.Image]]
+
+
+@pytest.fixture(scope="module")
+def processor() -> QMoPProcessor:
+    return tiny_processor(16)
+
+
+def test_one_placeholder_becomes_as_many_as_there_are_visual_tokens(
+    processor: QMoPProcessor, pictures: Pictures
+) -> None:
+    batch = processor(images=pictures(1), text="<user> <image> is it red ? <assistant>", return_tensors="pt")
+    assert (batch["input_ids"] == processor.image_token_id).sum() == 16
+    assert batch["pixel_values"].shape == (1, 3, 96, 96)
+    assert "query_input_ids" not in batch
+    assert "image_rows" not in batch
+
+
+def test_the_text_around_the_picture_is_kept(processor: QMoPProcessor, pictures: Pictures) -> None:
+    ids = processor(images=pictures(1), text="is it <image> red ?", return_tensors="pt")["input_ids"][0]
+    assert processor.tokenizer.decode(ids[ids != processor.image_token_id]) == "is it red ?"
+    assert (ids == processor.image_token_id).nonzero().flatten().tolist() == list(range(2, 18))
+
+
+def test_questions_go_to_the_text_tower_with_begin_and_end(processor: QMoPProcessor, pictures: Pictures) -> None:
+    asked = ["is it red ?", "how many blue objects ?"]
+    batch = processor(
+        images=pictures(2), text=["<image> a"] * 2, query=asked, padding=True, return_tensors="pt"
+    )
+    ids, mask = batch["query_input_ids"], batch["query_attention_mask"]
+    assert mask.sum(1).tolist() == [4 + 2, 5 + 2]
+    words = processor.query_tokenizer
+    for row, question in enumerate(asked):
+        real = ids[row][mask[row].bool()]
+        assert (real[0], real[-1]) == (words.bos_token_id, words.eos_token_id)
+        assert words.decode(real[1:-1]) == question
+
+
+def test_long_questions_are_cut_and_still_end(processor: QMoPProcessor, pictures: Pictures) -> None:
+    batch = processor(images=pictures(1), text="<image>", query="red " * 300, return_tensors="pt")
+    assert batch["query_input_ids"].shape == (1, 77)
+    assert batch["query_input_ids"][0, -1] == processor.query_tokenizer.eos_token_id
+
+
+def test_prompts_with_several_or_no_pictures_get_rows(processor: QMoPProcessor, pictures: Pictures) -> None:
+    texts = ["<image> a <image> b", "no picture", "c <image>"]
+    batch = processor(images=pictures(3), text=texts, padding=True, return_tensors="pt")
+    assert batch["image_rows"].tolist() == [0, 0, 2]
+    assert (batch["input_ids"] == processor.image_token_id).sum(1).tolist() == [32, 0, 16]
+    assert texts == ["<image> a <image> b", "no picture", "c <image>"]  # the caller's list is left alone
+
+
+def test_one_picture_per_prompt_or_none_at_all_needs_no_rows(processor: QMoPProcessor, pictures: Pictures) -> None:
+    one_each = processor(images=pictures(2), text=["<image> a", "<image> b"], padding=True, return_tensors="pt")
+    assert "image_rows" not in one_each
+    words_only = processor(text=["a", "b"], return_tensors="pt")
+    assert sorted(words_only) == ["attention_mask", "input_ids"]
+
+
+def test_padding_is_on_the_left_for_prompts(processor: QMoPProcessor, pictures: Pictures) -> None:
+    batch = processor(images=pictures(2), text=["<image> a", "<image> a red circle"], padding=True, return_tensors="pt")
+    assert batch["attention_mask"][0].tolist() == [0, 0] + [1] * 17
+    assert batch["input_ids"][0, :2].tolist() == [processor.tokenizer.pad_token_id] * 2
+
+
+@pytest.mark.parametrize("query", [["one", "two", "three"], "one", []])
+def test_a_wrong_number_of_questions_is_refused(
+    processor: QMoPProcessor, pictures: Pictures, query: str | list[str]
+) -> None:
+    count = 1 if isinstance(query, str) else len(query)
+    with pytest.raises(ValueError, match=f"query has {count} questions for 2 prompts: pass one per prompt"):
+        processor(images=pictures(2), text=["<image>", "<image>"], query=query, padding=True, return_tensors="pt")
+
+
+def test_pixels_are_scaled_as_the_tower_was_trained(processor: QMoPProcessor) -> None:
+    picture = Image.fromarray(np.full((96, 96, 3), (0, 255, 127), dtype=np.uint8))
+    pixels = processor(images=[picture], text="<image>", return_tensors="pt")["pixel_values"][0]
+    expected = torch.tensor([-2.0, 2.0, (127 / 255 - 0.5) / 0.25])
+    torch.testing.assert_close(pixels.mean(dim=(1, 2)), expected, rtol=0, atol=1e-5)
+
+
+def test_another_compressor_changes_the_count_and_nothing_else(processor: QMoPProcessor) -> None:
+    aligning = QMoPProcessor.for_config(tiny_config("qmop", 9, stage=1), processor)
+    assert aligning.visual_tokens == 27
+    assert aligning.tokenizer is processor.tokenizer
+    assert aligning.query_tokenizer is processor.query_tokenizer
+    assert aligning.chat_template == processor.chat_template
+
+
+def test_the_names_of_all_inputs_are_declared(processor: QMoPProcessor, pictures: Pictures) -> None:
+    texts = ["<image> a <image>", "b"]
+    batch = processor(images=pictures(2), text=texts, query=["a", "b"], padding=True, return_tensors="pt")
+    assert set(batch) <= set(processor.model_input_names)
+    assert {"query_input_ids", "query_attention_mask", "image_rows", "pixel_values"} <= set(batch)
+
+
+def test_is_written_and_read_back(processor: QMoPProcessor, pictures: Pictures, tmp_path: Path) -> None:
+    tiny_config("qmop", 16).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for again in (QMoPProcessor.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)):
+        assert isinstance(again, QMoPProcessor)
+        assert again.visual_tokens == 16
+        inputs = {"images": pictures(1), "text": "<user> <image> is it red ?", "query": "is it red ?"}
+        first, second = (p(**inputs, return_tensors="pt") for p in (processor, again))
+        assert list(first) == list(second)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+        turns = [{"role": "user", "content": "is it red ?"}]
+        assert again.apply_chat_template(turns, tokenize=False) == processor.apply_chat_template(turns, tokenize=False)

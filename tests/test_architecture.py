@@ -48,14 +48,7 @@ def violations(root: Path) -> list[str]:
 def breaches(node: ast.AST, name: str) -> Iterator[tuple[int, str]]:
     """What is wrong with one node of a file."""
     room = PurePosixPath(name).parts[0]
-    for module, line in imported(node):
-        top = module.split(".")[0]
-        if top in OURS - ARROWS[room] - {room}:
-            yield line, f"{room} imports {module} against the arrows"
-        elif room == "qmop" and top in NOT_IN_THE_LIBRARY:
-            yield line, f"qmop imports {module}"
-        elif top in NEVER_IMPORTED:
-            yield line, f"imports {module}"
+    yield from ((line, wrong) for module, line in imported(node) if (wrong := wrong_import(room, module)))
     match node:
         case ast.ImportFrom(level=level, lineno=line) if level:
             yield line, "imports by a relative path"
@@ -71,6 +64,16 @@ def breaches(node: ast.AST, name: str) -> Iterator[tuple[int, str]]:
             yield line, "uses trust_remote_code"
 
 
+def wrong_import(room: str, module: str) -> str | None:
+    """What is wrong with a module's import in a room, if anything."""
+    top = module.partition(".")[0]
+    if top in OURS - ARROWS[room] - {room}:
+        return f"{room} imports {module} against the arrows"
+    if room == "qmop" and top in NOT_IN_THE_LIBRARY:
+        return f"qmop imports {module}"
+    return f"imports {module}" if top in NEVER_IMPORTED else None
+
+
 def imported(node: ast.AST) -> Iterator[tuple[str, int]]:
     """Modules that a node imports, by statement or by a call with a literal name."""
     match node:
@@ -83,7 +86,7 @@ def imported(node: ast.AST) -> Iterator[tuple[str, int]]:
                 yield module, line
 
 
-def tests_without_a_source(root: Path) -> list[str]:
+def lonely_tests(root: Path) -> list[str]:
     """Test files whose name does not contain the name of a source file (or folder) at the mirrored place."""
     lost = []
     for path in sorted((root / "tests").rglob("test_*.py")):
@@ -110,7 +113,7 @@ def test_the_sources_keep_the_rules() -> None:
 
 
 def test_every_test_mirrors_a_source() -> None:
-    assert tests_without_a_source(ROOT) == []
+    assert lonely_tests(ROOT) == []
     assert all((ROOT / name).is_file() for name in WHOLE_ROOMS)
 
 
@@ -170,4 +173,4 @@ def test_a_test_of_nothing_is_found(tmp_path: Path) -> None:
     for name in ("qmop/features.py", "tests/qmop/test_features.py", "tests/qmop/test_featurs.py", "tests/test_x.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert tests_without_a_source(tmp_path) == ["tests/qmop/test_featurs.py"]
+    assert lonely_tests(tmp_path) == ["tests/qmop/test_featurs.py"]

@@ -24,9 +24,14 @@ class Draws:
     Args:
         seed: the run's seed, any non-negative integer.
         path: what the stream is for, such as `("train", 17)`; hashed, so streams never overlap by accident.
+
+    Raises:
+        ValueError: for a negative seed, or a path part with a slash, which could name another stream.
     """
 
     def __init__(self, seed: int, *path: int | str) -> None:
+        if seed < 0 or any("/" in str(part) for part in path):
+            raise ValueError(f"a stream of seed {seed} and path {path} is refused: no seed below 0, no slash in a path")
         address = "/".join([str(seed), *map(str, path)])
         key = np.frombuffer(hashlib.blake2b(address.encode(), digest_size=16).digest(), dtype="<u8")
         self._bits = np.random.Philox(key=key.astype(np.uint64))

@@ -34,7 +34,7 @@ def _texture_mask(texture: str) -> np.ndarray:
     """Where the second ground colour shows, `(H, W)` boolean."""
     half = _PERIOD // 2
     if texture == "striped":
-        return (_ROWS + _COLUMNS) % _PERIOD < half
+        return half > (_ROWS + _COLUMNS) % _PERIOD
     if texture == "checked":
         return (_ROWS // half + _COLUMNS // half) % 2 == 0
     if texture == "dotted":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
 from qmop.vtcbench.dimensions import FAMILIES, Asked
 from qmop.vtcbench.draws import Draws
@@ -55,11 +57,17 @@ def suite(seed: int, count: int) -> Iterator[RenderedItem]:
 
 
 def suite_digest(items: Iterator[RenderedItem] | list[RenderedItem]) -> str:
-    """SHA-256 over canonical JSON and picture bytes of every item, in order."""
+    """SHA-256 over canonical JSON and pixels of every item, in order.
+
+    Pixels, not files: how a picture is compressed differs between versions of the compressor.
+    """
     digest = hashlib.sha256()
     for rendered in items:
+        with Image.open(io.BytesIO(rendered.image)) as picture:
+            pixels = picture.convert("RGB")
         digest.update(rendered.item.to_json())
-        digest.update(rendered.image)
+        digest.update(f"{pixels.width}x{pixels.height}".encode())
+        digest.update(pixels.tobytes())
     return digest.hexdigest()
 
 

@@ -97,7 +97,7 @@ def test_only_what_is_declared_is_computed(tower: CLIPVisionModel, pixels: torch
 
 
 def test_text_space_without_a_text_tower_is_refused(tower: CLIPVisionModel, pixels: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match="probe compares patches with the question.*build it with a query_config"):
+    with pytest.raises(ValueError, match=r"probe compares patches with the question.*build it with a query_config"):
         visual_features(tower, pixels, declares("text_space"))
 
 

@@ -95,7 +95,9 @@ def test_uncompressed_logits_are_stock_llavas(
     stock: tuple[Model, LlavaForConditionalGeneration], pictures: Pictures
 ) -> None:
     ours, theirs = stock
-    batch = tiny_processor()(images=pictures(2), text=[asked(q) for q in QUESTIONS[:2]], padding=True, return_tensors="pt")
+    batch = tiny_processor()(
+        images=pictures(2), text=[asked(q) for q in QUESTIONS[:2]], padding=True, return_tensors="pt"
+    )
     logits = ours(**batch).logits
     assert logits.std() > 0.1
     torch.testing.assert_close(logits, theirs(**batch).logits, rtol=0, atol=1e-5)
@@ -106,7 +108,9 @@ def test_uncompressed_logits_are_stock_llavas(
 def test_uncompressed_generation_is_stock_llavas(
     stock: tuple[Model, LlavaForConditionalGeneration], pictures: Pictures
 ) -> None:
-    batch = tiny_processor()(images=pictures(2), text=[asked(q) for q in QUESTIONS[:2]], padding=True, return_tensors="pt")
+    batch = tiny_processor()(
+        images=pictures(2), text=[asked(q) for q in QUESTIONS[:2]], padding=True, return_tensors="pt"
+    )
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     first, second = (model.generate(**batch, **settings) for model in stock)
     assert torch.equal(first, second)

@@ -38,9 +38,7 @@ def test_the_text_around_the_picture_is_kept(processor: QMoPProcessor, pictures:
 
 def test_questions_go_to_the_text_tower_with_begin_and_end(processor: QMoPProcessor, pictures: Pictures) -> None:
     asked = ["is it red ?", "how many blue objects ?"]
-    batch = processor(
-        images=pictures(2), text=["<image> a"] * 2, query=asked, padding=True, return_tensors="pt"
-    )
+    batch = processor(images=pictures(2), text=["<image> a"] * 2, query=asked, padding=True, return_tensors="pt")
     ids, mask = batch["query_input_ids"], batch["query_attention_mask"]
     assert mask.sum(1).tolist() == [4 + 2, 5 + 2]
     words = processor.query_tokenizer

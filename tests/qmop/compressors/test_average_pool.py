@@ -12,9 +12,7 @@ MakeFeatures = Callable[..., VisualFeatures]
 
 
 @pytest.mark.parametrize(("tokens", "stride"), [(36, 1), (9, 2), (4, 3), (1, 6)])
-def test_tokens_are_the_means_of_windows_in_raster_order(
-    make_features: MakeFeatures, tokens: int, stride: int
-) -> None:
+def test_tokens_are_the_means_of_windows_in_raster_order(make_features: MakeFeatures, tokens: int, stride: int) -> None:
     features, side = make_features(2), 6 // stride
     pooled = AveragePool(width=16, grid=6, tokens=tokens)(features).tokens_BMC
     maps = features.patches_BNC.view(2, 6, 6, 16)
@@ -26,9 +24,11 @@ def test_tokens_are_the_means_of_windows_in_raster_order(
 
 def test_any_fitting_budget_may_be_asked_for(make_features: MakeFeatures) -> None:
     method, features = AveragePool(width=16, grid=6, tokens=9), make_features(1)
-    assert torch.equal(method(features, tokens=4).tokens_BMC, AveragePool(width=16, grid=6, tokens=4)(features).tokens_BMC)
+    assert torch.equal(
+        method(features, tokens=4).tokens_BMC, AveragePool(width=16, grid=6, tokens=4)(features).tokens_BMC
+    )
     for wrong in (0, 10):
-        with pytest.raises(ValueError, match=f"tokens is {wrong}.*only into 36, 9, 4, 1 tokens"):
+        with pytest.raises(ValueError, match=rf"tokens is {wrong}.*only into 36, 9, 4, 1 tokens"):
             method(features, tokens=wrong)
 
 

@@ -49,7 +49,9 @@ def test_the_number_of_tokens_is_known_for_both_stages() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "all-in-evaluation"])
-def test_dense_fusion_is_the_weighted_sum(make_features: MakeFeatures, make_query: MakeQuery, *, training: bool) -> None:
+def test_dense_fusion_is_the_weighted_sum(
+    make_features: MakeFeatures, make_query: MakeQuery, *, training: bool
+) -> None:
     method, features, query = mixture(select="all").train(training), make_features(3), make_query(3)
     fused = method(features, query)
     weights = method.router(features.need("summary_BC"), query.text_BE)
@@ -86,7 +88,7 @@ def test_only_the_strongest_branches_run_and_only_on_their_pictures(
     assert sum(len(pictures) for calls in seen.values() for pictures in calls) == 12 * top_k
     for place, name in enumerate(BRANCHES):
         rows = (ranks == place).any(1).nonzero().flatten()
-        assert 0 < len(rows)
+        assert len(rows)
         assert len(seen[name]) == 1
         assert torch.equal(seen[name][0], features.patches_BNC[rows])
 
@@ -107,7 +109,9 @@ def test_sparse_equals_dense_with_masked_weights(
     limit = weights.sort(1, descending=True).values[:, top_k - 1 : top_k]
     keep = weights >= limit if select == "top_k" else (weights > 1 / 3) | (weights == weights.amax(1, keepdim=True))
     masked = weights * keep / (weights * keep).sum(1, keepdim=True)
-    expected = sum(masked[:, place, None, None] * part for place, part in enumerate(each_branch(method, features, query)))
+    expected = sum(
+        masked[:, place, None, None] * part for place, part in enumerate(each_branch(method, features, query))
+    )
     fused = method(features, query)
     torch.testing.assert_close(fused.branch_weights_BS, masked)
     torch.testing.assert_close(fused.tokens_BMC, expected, rtol=0, atol=1e-6)
@@ -150,7 +154,7 @@ def test_runs_in_half_precision(make_features: MakeFeatures, make_query: MakeQue
 
 
 def test_a_missing_question_is_refused_when_fusing(make_features: MakeFeatures) -> None:
-    with pytest.raises(ValueError, match="query is missing.*pass query="):
+    with pytest.raises(ValueError, match=r"query is missing.*pass query="):
         mixture()(make_features(1))
 
 

@@ -73,5 +73,5 @@ def test_pictures_that_do_not_divide_into_patches_are_refused() -> None:
 
 
 def test_a_budget_of_nothing_is_not_a_budget_of_everything() -> None:
-    with pytest.raises(ValueError, match="tokens is 0.*choose 1 to 144"):
+    with pytest.raises(ValueError, match=r"tokens is 0.*choose 1 to 144"):
         build_projector(tiny_config("prune", 0))

@@ -86,7 +86,7 @@ def test_batch_equals_single_pictures(make_features: MakeFeatures) -> None:
 
 
 def test_a_grid_that_does_not_divide_names_the_counts_that_fit() -> None:
-    with pytest.raises(ValueError, match="tokens is 20, but a 12 x 12 grid .* only into 144, 36, 16, 9, 4, 1 tokens"):
+    with pytest.raises(ValueError, match=r"tokens is 20, but a 12 x 12 grid .* only into 144, 36, 16, 9, 4, 1 tokens"):
         pool(grid=12, tokens=20)
 
 

@@ -52,7 +52,9 @@ def test_a_blind_model_gets_one_blank_token(parts: tuple[Towers, Speaker]) -> No
     assert not projector.compressor.token_MC.any()
     processor = tiny_processor(1)
     logits = [
-        model(**processor(images=[training_scene(1, place).pixels], text="<image> is it red ?", return_tensors="pt")).logits
+        model(
+            **processor(images=[training_scene(1, place).pixels], text="<image> is it red ?", return_tensors="pt")
+        ).logits
         for place in (0, 1)
     ]
     assert torch.equal(*logits)

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+import torch
+from pipelines.training.exports import CARD, WEIGHTS, export_name, local_copy, publish, read_card
+
+import qmop
+from qmop.tiny.assemble import tiny_model, tiny_processor
+
+FACTS = {
+    "stage": "tune",
+    "step": 7,
+    "compressor": "average_pool",
+    "tokens": 16,
+    "seed": 0,
+    "recipe_digest": "r",
+    "corpus_digest": "c",
+}
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> str:
+    model = tiny_model("average_pool", 16)
+    uri = str(tmp_path / export_name("average_pool", 16, "tune", 7))
+    publish(model, tiny_processor(16), model.state_dict(), uri, FACTS)
+    return uri
+
+
+def test_an_export_is_a_model_that_anybody_can_load(export: str) -> None:
+    model, processor = qmop.load(export)
+    assert (model.config.compressor, processor.visual_tokens) == ("average_pool", 16)
+    assert read_card(export).name == "average_pool-16-tune-000007"
+
+
+def test_no_pickle_is_written(export: str) -> None:
+    assert {path.suffix for path in Path(export).rglob("*") if path.is_file()} <= {".json", ".safetensors", ".jinja"}
+
+
+def test_a_folder_without_its_card_is_no_checkpoint(export: str) -> None:
+    Path(export, CARD).unlink()
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint"):
+        read_card(export)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 1000])
+def test_a_file_cut_short_is_named(export: str, cut: int) -> None:
+    weights = Path(export, WEIGHTS)
+    weights.write_bytes(weights.read_bytes()[:cut])
+    with pytest.raises(ValueError, match=WEIGHTS):
+        read_card(export)
+
+
+def test_weights_of_the_right_size_and_other_content_are_refused(export: str) -> None:
+    weights = Path(export, WEIGHTS)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(ValueError, match="digest"), local_copy(export):
+        pass
+
+
+def test_equal_weights_have_equal_digests_and_others_do_not(tmp_path: Path) -> None:
+    model, processor = tiny_model("average_pool", 16), tiny_processor(16)
+    first = publish(model, processor, model.state_dict(), str(tmp_path / "a"), FACTS)
+    again = publish(model, processor, model.state_dict(), str(tmp_path / "b"), FACTS)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    other = publish(model, processor, model.state_dict(), str(tmp_path / "c"), FACTS)
+    assert first.digest == again.digest != other.digest

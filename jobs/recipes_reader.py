@@ -13,6 +13,11 @@ from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-d
 R = TypeVar("R")
 _SHIPPED = Path(__file__).parent / "recipes"
 _BOOLS = ("true", "false")
+_UNKNOWN = re.compile(
+    r"(?:Group '(?P<group>[\w.]+)' does not accept option|does not accept option|unrecognized arguments: --|^Option) ?"
+    r"'?(?P<option>[\w.\-]+)'?"
+)
+"""How the parser speaks of a field that does not exist: on the command line, in a file, inside a group."""
 
 
 class RecipeError(ValueError):
@@ -85,12 +90,12 @@ def _spelled_out(argv: list[str], known: dict[str, Any]) -> list[str]:
 
 
 def _explain(message: str, prog: str, known: list[str]) -> str:
-    """One sentence out of the parser's message, naming the nearest field where one is unknown."""
+    """One sentence out of the parser's message, naming the nearest fields where one is unknown."""
     text = " ".join(message.split())
-    unknown = re.search(r"(?:does not accept (?:option|nested key) |unrecognized arguments: --)'?([\w.\-]+)", text)
+    unknown = _UNKNOWN.search(text)
     if unknown is None:
         return text.replace('Parser key "', 'field "')
-    name = unknown.group(1)
-    near = get_close_matches(name, known, n=1)
+    name = ".".join(part for part in (unknown["group"], unknown["option"]) if part)
+    near = get_close_matches(name, known, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}?" if near else f"`{prog} --help` lists them"
     return f"the recipe has no field {name!r}: {hint}"

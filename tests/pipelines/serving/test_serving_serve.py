@@ -60,8 +60,8 @@ def test_a_service_that_dies_is_an_error_and_changes_are_told(
 
 
 def test_the_reason_is_the_exceptions_own_line() -> None:
-    trace = 'Traceback:\n  File "x.py", line 3\n    raise OSError("Error: no")\nValueError: weights are missing; export again\n'
-    assert serve._reason(state(trace)) == "ValueError: weights are missing; export again"
+    trace = 'Traceback:\n  File "x.py", line 3\n    raise OSError("Error: no")\nValueError: no weights; export again\n'
+    assert serve._reason(state(trace)) == "ValueError: no weights; export again"
     assert serve._reason(state("failed\nto   start")) == "failed to start"
 
 

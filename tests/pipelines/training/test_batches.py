@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from pipelines.corpus.feed import MicroBatch
 from pipelines.training.batches import IGNORED, Collator, ahead, decode, draw_turn
-
 from qmop.tiny.assemble import tiny_processor
 
 TALK = [

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from pipelines.training.exports import CARD, WEIGHTS, export_name, local_copy, publish, read_card
 
 import qmop
+from pipelines.training.exports import CARD, WEIGHTS, export_name, local_copy, publish, read_card
 from qmop.tiny.assemble import tiny_model, tiny_processor
 
 FACTS = {

@@ -1,8 +1,8 @@
 import pytest
 import torch
+
 from pipelines.training.batches import Collator
 from pipelines.training.objective import Objective, freeze, router_of
-
 from qmop.tiny.assemble import tiny_model, tiny_processor
 from tests.pipelines.training.test_batches import micro, picture
 
@@ -48,7 +48,9 @@ def test_the_sum_of_parts_is_the_loss_of_the_whole() -> None:
 
 def _second_row(batch: object) -> dict[str, torch.Tensor]:
     inputs = batch.inputs  # type: ignore[attr-defined]
-    return {name: inputs[name][1:] for name in ("input_ids", "attention_mask", "query_input_ids", "query_attention_mask")}
+    return {
+        name: inputs[name][1:] for name in ("input_ids", "attention_mask", "query_input_ids", "query_attention_mask")
+    }
 
 
 def test_a_blank_counts_for_nothing_but_carries_gradients_to_the_projector() -> None:

@@ -1,4 +1,7 @@
+from itertools import pairwise
+
 import pytest
+
 from pipelines.training.recipe import RouterSchedule, StageRecipe
 from pipelines.training.schedules import rate_factor, router_state
 
@@ -8,9 +11,9 @@ STAGE = StageRecipe(steps=100, warmup=0.1)
 def test_the_rate_rises_then_falls_to_nothing() -> None:
     factors = [rate_factor(step, STAGE) for step in range(100)]
     assert factors[0] == pytest.approx(1 / 11)
-    assert all(later > earlier for earlier, later in zip(factors[:10], factors[1:11], strict=True))
+    assert all(later > earlier for earlier, later in pairwise(factors[:11]))
     assert factors[10] == 1.0
-    assert all(later < earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(factors[10:]))
     assert factors[99] < 0.001
 
 

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import pytest
+
 from pipelines.training.recipe import StageRecipe, TrainRecipe, compressor_options
 
 PLAIN = TrainRecipe(corpus="c", output="o")
@@ -34,8 +35,16 @@ def test_a_stage_without_steps_is_left_out() -> None:
 
 def test_the_digest_covers_what_shapes_the_result_and_nothing_else() -> None:
     assert replace(PLAIN, output="elsewhere", log_every=1, max_failures=5).digest == PLAIN.digest
-    assert len({replace(PLAIN, **{name: value}).digest for name, value in
-                (("seed", 1), ("tokens", 9), ("zero", 3), ("options", {"top_k": 1}))} | {PLAIN.digest}) == 5
+    assert (
+        len(
+            {
+                replace(PLAIN, **{name: value}).digest
+                for name, value in (("seed", 1), ("tokens", 9), ("zero", 3), ("options", {"top_k": 1}))
+            }
+            | {PLAIN.digest}
+        )
+        == 5
+    )
 
 
 def test_qmop_is_told_its_stage_and_resting_temperature_and_others_are_not() -> None:

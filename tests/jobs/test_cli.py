@@ -1,0 +1,74 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs import cli
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one line that a mistake prints."""
+    assert cli.run(list(argv)) == cli.MISTAKE
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_no_job_prints_the_usage_and_counts_as_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == cli.MISTAKE
+    assert cli.run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {job}" in shown for job in cli.JOBS)
+
+
+def test_an_unknown_job_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "'trian'" in complaint(capsys, "trian")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (
+            ["train", "--corpus", "c", "--output", "o", "--align.stepz", "3"],
+            ["align.stepz", "did you mean align.steps"],
+        ),
+        (["train", "--corpus", "c", "--output", "o", "--align.steps", "many"], ["align.steps", "int", "many"]),
+        (["train"], ["corpus", "output", "required"]),
+        (["train", "--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
+        (["train", "--corpus", "c", "--output", "o", "--workers", "3"], ["global_batch", "48"]),
+        (["evaluate", "--checkpoints", "[]", "--output", "o"], ["checkpoints is empty"]),
+        (["report", "--results", "/nowhere"], ["/nowhere", "qmop evaluate"]),
+    ],
+)
+def test_a_mistake_costs_one_sentence(capsys: pytest.CaptureFixture[str], argv: list[str], words: list[str]) -> None:
+    said = complaint(capsys, *argv)
+    assert all(word in said for word in words), said
+
+
+def test_a_wrong_budget_names_the_fitting_ones(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = complaint(capsys, "train", "--corpus", str(tmp_path), "--output", str(tmp_path), "--tokens", "17")
+    assert "144, 36, 16, 9, 4, 1" in said
+
+
+def test_a_key_of_a_yaml_file_that_does_not_exist_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("corpus: c\noutput: o\ntune:\n  step: 5\n")
+    assert "tune.step" in complaint(capsys, "train", "--config", str(recipe))
+
+
+def test_a_taken_port_is_refused_before_anything_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    import socket  # noqa: PLC0415
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert str(port) in complaint(capsys, "serve", "--checkpoint", "tiny", "--port", str(port))
+        assert str(port) in complaint(capsys, "quickstart", "--port", str(port))
+
+
+def test_help_is_quick_and_imports_no_framework() -> None:
+    heavy = "any(name in sys.modules for name in ('torch', 'ray'))"
+    code = f"import sys; from jobs import cli; cli.run(['--help']); sys.exit({heavy})"
+    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60).returncode == 0

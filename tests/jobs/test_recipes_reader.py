@@ -1,0 +1,82 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from jobs.recipes_reader import RecipeError, field_names, parse_recipe, shipped
+from jobs.serve import RECIPE as SERVE
+from jobs.train import RECIPE as TRAIN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    """Inside.
+
+    Attributes:
+        steps: how many.
+    """
+
+    steps: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outer:
+    """A recipe.
+
+    Attributes:
+        place: where.
+        inner: inside.
+        keep_going: a switch.
+        extra: anything.
+    """
+
+    place: str
+    inner: Inner = field(default_factory=Inner)
+    keep_going: bool = False
+    extra: dict[str, int] = field(default_factory=dict)
+
+
+def read(*argv: str) -> Outer:
+    return parse_recipe("qmop test", "A test.", Outer, list(argv))
+
+
+def test_overrides_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("place: here\ninner:\n  steps: 5\n")
+    assert read("--config", str(file)) == Outer(place="here", inner=Inner(steps=5))
+    assert read("--config", str(file), "--inner.steps", "9").inner.steps == 9
+
+
+def test_dashes_and_bare_switches_are_understood() -> None:
+    assert read("--place", "x", "--keep-going").keep_going
+    assert not read("--place", "x", "--keep_going", "false").keep_going
+    assert read("--place", "x", "--keep-going", "--inner.steps=4") == Outer(
+        place="x", keep_going=True, inner=Inner(steps=4)
+    )
+
+
+def test_values_are_left_alone() -> None:
+    assert read("--place", "a-b_c--d", "--extra", '{"a-b": 1}') == Outer(place="a-b_c--d", extra={"a-b": 1})
+
+
+def test_unknown_fields_are_named_with_the_nearest() -> None:
+    with pytest.raises(RecipeError, match=r"'inner.stepz': did you mean inner.steps\?"):
+        read("--place", "x", "--inner.stepz", "4")
+
+
+def test_field_names_are_dotted() -> None:
+    assert set(field_names(Outer)) == {"place", "inner", "inner.steps", "keep_going", "extra"}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_are_valid(name: str) -> None:
+    from jobs.evaluate import RECIPE as EVALUATE  # noqa: PLC0415
+    from jobs.quickstart import RECIPE as QUICKSTART  # noqa: PLC0415
+
+    kinds = {"train": TRAIN, "serve": SERVE, "evaluate": EVALUATE, "quickstart": QUICKSTART}
+    rest = {
+        "train": ["--corpus", "c", "--output", "o"],
+        "evaluate": ["--checkpoints", "[tiny]", "--output", "o"],
+    }
+    job = name.partition("-")[0]
+    assert parse_recipe(f"qmop {job}", "", kinds[job], ["--config", name, *rest.get(job, [])])

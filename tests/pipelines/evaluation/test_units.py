@@ -1,0 +1,44 @@
+from dataclasses import replace
+from pathlib import Path
+
+from pipelines.evaluation.discovery import Candidate
+from pipelines.evaluation.units import Generation, Unit, commit, finished, records_of_ids
+from qmop.vtcbench.records import judge
+from qmop.vtcbench.rendered import suite
+from qmop.vtcbench.suite import ShardInfo
+
+UNIT = Unit(
+    candidate=Candidate(label="a", uri="x", digest="d", method="mlp", budget=0),
+    shard=ShardInfo(url="suite-000000.tar", sha256="s", md5="m", count=5, size=1),
+    suite_digest="suite",
+    generation=Generation(max_new_tokens=8),
+)
+
+
+def records(prediction: str) -> list:
+    facts = {"checkpoint": "d", "label": "a", "method": "mlp", "budget": 0, "visual_tokens": 144}
+    return [
+        judge(rendered.item, prediction, suite_digest="suite", shard="suite-000000.tar", **facts)
+        for rendered in suite(0, 5)
+    ]
+
+
+def test_a_unit_is_named_by_what_determines_its_records_and_by_nothing_else() -> None:
+    assert replace(UNIT, candidate=replace(UNIT.candidate, uri="moved")).id == UNIT.id
+    others = [
+        replace(UNIT, candidate=replace(UNIT.candidate, digest="e")),
+        replace(UNIT, candidate=replace(UNIT.candidate, label="b")),
+        replace(UNIT, shard=replace(UNIT.shard, sha256="t")),
+        replace(UNIT, suite_digest="other"),
+        replace(UNIT, generation=Generation(max_new_tokens=9)),
+    ]
+    assert len({unit.id for unit in [UNIT, *others]}) == 6
+
+
+def test_the_first_commit_stays_whatever_comes_later(tmp_path: Path) -> None:
+    store = str(tmp_path)
+    assert not finished(UNIT, store)
+    assert commit(UNIT, store, records("yes"))
+    assert finished(UNIT, store)
+    assert not commit(UNIT, store, records("no"))
+    assert {record.prediction for record in records_of_ids([UNIT.id], store)} == {"yes"}

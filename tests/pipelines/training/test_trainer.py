@@ -1,0 +1,95 @@
+"""Two-stage training for real: Ray Data, Ray Train, DeepSpeed, two processes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import qmop
+from cluster.progress import Progress
+from cluster.session import RaySettings, ray_session
+from pipelines.corpus.prepare import prepare
+from pipelines.corpus.recipe import PrepareRecipe
+from pipelines.training.exports import read_card
+from pipelines.training.recipe import StageRecipe, TrainRecipe
+from pipelines.training.trainer import train
+from qmop.tiny.assemble import tiny_model, tiny_processor
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Ray session, a small corpus and a base with random weights."""
+    folder = tmp_path_factory.mktemp("training")
+    torch.manual_seed(0)
+    tiny_model().save_pretrained(folder / "base")
+    tiny_processor().save_pretrained(folder / "base")
+    with ray_session(RaySettings(num_cpus=8), Progress()):
+        recipe = PrepareRecipe(
+            source="rendered", output=str(folder / "corpus"), count=200, samples_per_shard=100, seed=5
+        )
+        prepare(recipe, Progress())
+        yield folder
+
+
+def recipe(ground: Path, **changes: object) -> TrainRecipe:
+    plain = TrainRecipe(
+        corpus=str(ground / "corpus"),
+        output=str(ground / "run"),
+        base=str(ground / "base"),
+        micro_batch=4,
+        global_batch=16,
+        align=StageRecipe(steps=2),
+        tune=StageRecipe(steps=4, language_rate=1e-3, exports=2),
+        log_every=1,
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def test_qmop_trains_in_two_stages_and_a_second_run_has_nothing_to_do(ground: Path) -> None:
+    asked = recipe(ground)
+    result = train(asked, Progress())
+    names = [uri.rsplit("/", 1)[-1] for uri in result.exports]
+    assert names == ["qmop-16-align-000002", "qmop-16-tune-000002", "qmop-16-tune-000004"]
+    _stage_one_changed_the_projector_alone(ground, result.exports[0])
+    assert qmop.load(result.exports[0])[1].visual_tokens == 48
+    assert qmop.load(result.exports[2])[1].visual_tokens == 16
+    assert read_card(result.exports[2]).recipe_digest == asked.digest
+    notes = [json.loads(line) for line in (ground / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [note for note in notes if note["kind"] == "step"]
+    assert [note["step"] for note in steps] == [1, 2, 1, 2, 3, 4]
+    assert all(abs(sum(note["branch_weights"]) - 1) < 1e-5 for note in steps[2:])
+    assert [note["temperature"] for note in steps[2:]] == sorted((n["temperature"] for n in steps[2:]), reverse=True)
+    again = train(asked, Progress())
+    assert (again.exports, again.trained) == (result.exports, False)
+    with pytest.raises(ValueError, match=r"another recipe \(seed differ\)"):
+        train(replace(asked, seed=1), Progress())
+
+
+def _stage_one_changed_the_projector_alone(ground: Path, export: str) -> None:
+    before, after = qmop.load(ground / "base")[0].state_dict(), qmop.load(export)[0].state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved == {name for name in before if "multi_modal_projector.connector" in name}
+
+
+def test_zero_3_with_one_process_equals_zero_1_with_two(ground: Path) -> None:
+    """The loss of a step does not depend on the number of processes, nor on how states are sharded."""
+    tune = StageRecipe(steps=3, projector_rate=1e-3, language_rate=1e-3)
+    shared = {"compressor": "average_pool", "align": StageRecipe(steps=0), "tune": tune}
+    curves = []
+    for zero, workers in ((1, 2), (3, 1)):
+        output = ground / f"zero{zero}"
+        train(recipe(ground, zero=zero, workers=workers, output=str(output), **shared), Progress())
+        notes = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        curves.append([note["loss"] for note in notes if note["kind"] == "step"])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
+    assert len(set(curves[0])) == 3
+
+
+def test_more_processes_than_the_cluster_has_cpus_are_refused_at_once(ground: Path) -> None:
+    with pytest.raises(ValueError, match=r"17 CPUs \(8 in|17 CPUs"):
+        train(recipe(ground, workers=16, micro_batch=1, output=str(ground / "wide")), Progress())

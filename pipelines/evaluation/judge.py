@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import time
 from typing import Any
 
 import ray
 import torch
-from PIL import Image
 
 from cluster.storage import join, read_bytes
+from pipelines.corpus.images import decode_image
 from pipelines.evaluation.units import Unit, commit
 from pipelines.training.exports import local_copy
 from qmop.answering import Answer, answer
@@ -71,7 +70,7 @@ class Judge:
 def _patiently(model: Any, processor: Any, items: list[RenderedItem], max_new_tokens: int) -> list[Answer | None]:
     """Answers of a batch; if the batch fails, each item alone, so that one bad item costs only itself."""
     try:
-        pictures = [Image.open(io.BytesIO(rendered.image)).convert("RGB") for rendered in items]
+        pictures = [decode_image(rendered.image) for rendered in items]
         questions = [rendered.item.question for rendered in items]
         return list(answer(model, processor, pictures, questions, max_new_tokens=max_new_tokens))
     except (ValueError, RuntimeError, OSError):

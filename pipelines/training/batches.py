@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from pipelines.corpus.feed import MicroBatch
+from pipelines.corpus.images import decode_image
 from qmop.processing_qmop import QMoPProcessor
 from qmop.vtcbench.draws import Draws
 
@@ -43,12 +43,6 @@ class Batch:
     def targets(self) -> int:
         """Number of target tokens; the first token of a row never is one."""
         return int((self.labels[:, 1:] != IGNORED).sum())
-
-
-def decode(data: bytes) -> Image.Image:
-    """An upright RGB picture from encoded bytes."""
-    with Image.open(io.BytesIO(data)) as picture:
-        return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def draw_turn(messages: list[dict[str, str]], seed: int, position: int) -> tuple[str, str]:
@@ -82,7 +76,7 @@ class Collator:
         for row, (position, image, sample) in enumerate(zip(micro.positions, micro.images, micro.samples, strict=True)):
             question, told = draw_turn(sample["messages"], self.seed, position)
             if image is not None:
-                pictures.append(decode(image))
+                pictures.append(decode_image(image))
                 image_rows.append(row)
             rows.append(self._ids(question, told, with_image=image is not None))
             questions.append(question)

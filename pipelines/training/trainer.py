@@ -16,7 +16,7 @@ from cluster.progress import Progress
 from cluster.session import ray_session
 from cluster.storage import arrow_filesystem, exists, join, read_bytes, write_atomic
 from pipelines.board import Board, listening
-from pipelines.corpus.feed import CorpusFeed, ExactSplit
+from pipelines.corpus.feed import READING_CPUS, CorpusFeed, ExactSplit
 from pipelines.corpus.manifest import load_manifest
 from pipelines.training.exports import CARD, FOLDER, export_name
 from pipelines.training.loop import LoopSettings, StagePlan, train_loop
@@ -26,7 +26,6 @@ from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import base_path
 
 _RUN = "run.json"
-_READING_CPUS = 1.0
 _GROUP_TIMEOUT_S = 120
 
 
@@ -56,7 +55,7 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     with ray_session(recipe.ray, progress):
         require(
             what=f"training with {recipe.workers} workers",
-            num_cpus=recipe.workers * recipe.cpus_per_worker + _READING_CPUS,
+            num_cpus=recipe.workers * recipe.cpus_per_worker + READING_CPUS,
             progress=progress,
         )
         how = f"{recipe.workers} workers, ZeRO-{recipe.zero}"

@@ -7,7 +7,6 @@ import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
-from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 

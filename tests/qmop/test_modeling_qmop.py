@@ -69,6 +69,12 @@ def alone(models: Models, method: str, images: list[Image.Image], question: str)
     return model(**batch).logits[0, -1]
 
 
+def encoded(model: Model, batch: Any) -> Any:
+    """The pictures of a batch, as the model encodes them."""
+    names = ("pixel_values", "query_input_ids", "query_attention_mask", "image_rows")
+    return model.get_image_features(**{name: batch[name] for name in names if name in batch})
+
+
 @pytest.fixture(scope="module")
 def stock() -> tuple[Model, LlavaForConditionalGeneration]:
     """Our uncompressed model and transformers' own LLaVA with the same weights."""
@@ -158,10 +164,9 @@ def test_pictures_of_one_prompt_share_its_question(models: Models, pictures: Pic
     together = model(**batch).logits[:, -1]
     torch.testing.assert_close(together[0], alone(models, method, images[:2], QUESTIONS[0]), rtol=0, atol=1e-4)
     torch.testing.assert_close(together[1], alone(models, method, images[2:], QUESTIONS[1]), rtol=0, atol=1e-4)
-    kept = model.last_compressed
+    kept = encoded(model, batch).compressed.tokens_BMC
     batch["image_rows"] = torch.tensor([0, 1, 1])
-    model(**batch)
-    changed = (model.last_compressed.tokens_BMC != kept.tokens_BMC).flatten(1).any(1)
+    changed = (encoded(model, batch).compressed.tokens_BMC != kept).flatten(1).any(1)
     assert changed.tolist() == [False, True, False]
 
 
@@ -200,14 +205,16 @@ def test_half_precision_stays_near_full(models: Models, pictures: Pictures, meth
 def test_auto_classes_know_it(models: Models, tmp_path: Path) -> None:
     models("average_pool")[0].save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
-    assert type(again) is Model
+    assert isinstance(again, Model)
+    assert again.model.query_encoder is not None
     assert again.config.compressor == "average_pool"
-    assert again.config.query_config.hidden_size == 128
+    assert again.model.query_encoder.text_tower.config.hidden_size == 128
 
 
 @pytest.mark.parametrize("method", ["window_pool", "resampler"])
 def test_the_identity_start_survives_construction(method: str) -> None:
-    attention = tiny_model(method, 16, value_init="identity").model.multi_modal_projector.compressor.attention
+    compressor: Any = tiny_model(method, 16, value_init="identity").model.multi_modal_projector.compressor
+    attention = compressor.attention
     for linear in (attention.value, attention.output):
         assert torch.equal(linear.weight, torch.eye(128))
         assert not linear.bias.any()
@@ -217,15 +224,18 @@ def test_the_identity_start_survives_construction(method: str) -> None:
 def test_the_identity_start_survives_inside_the_mixture() -> None:
     identity = {"value_init": "identity"}
     model = tiny_model("qmop", 16, branches={"window_pool": identity, "resampler": identity})
-    branches = model.model.multi_modal_projector.compressor.branches
+    branches: Any = model.model.multi_modal_projector.compressor.branches
     for name in ("window_pool", "resampler"):
         assert torch.equal(branches[name].attention.value.weight, torch.eye(128))
 
 
-def test_what_the_last_picture_kept_is_there_for_reports(models: Models, pictures: Pictures) -> None:
+def test_encoded_pictures_tell_what_was_kept_and_may_be_handed_on(models: Models, pictures: Pictures) -> None:
     model, processor = models("qmop")
-    model(**inputs(processor, pictures(2), [asked(q) for q in QUESTIONS[:2]], QUESTIONS[:2]))
-    kept = model.last_compressed
+    batch = inputs(processor, pictures(2), [asked(q) for q in QUESTIONS[:2]], QUESTIONS[:2])
+    images = encoded(model, batch)
+    words = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    assert torch.equal(model(**words, mm_encoder_outputs={"image": images}).logits, model(**batch).logits)
+    kept = images.compressed
     assert kept.tokens_BMC.shape == (2, 16, 160)
     torch.testing.assert_close(kept.branch_weights_BS.sum(1), torch.ones(2))
     assert (kept.branch_weights_BS == 0).sum(1).tolist() == [1, 1]

@@ -63,7 +63,7 @@ class LlavaSource:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"annotations: {self.annotations} is not valid JSON ({error}), repair the file") from error
         if not isinstance(records, list):
-            raise ValueError(  # noqa: TRY004 - what a user can get wrong is a ValueError
+            raise ValueError(
                 f"annotations: {self.annotations} holds a JSON {_kind(records)}, expected a list of LLaVA records"
             )
         if not records:

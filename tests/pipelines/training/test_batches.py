@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from pipelines.corpus.feed import MicroBatch
-from pipelines.training.batches import IGNORED, Collator, ahead, decode, draw_turn
+from pipelines.training.batches import IGNORED, Collator, ahead, draw_turn
 from qmop.tiny.assemble import tiny_processor
 
 TALK = [
@@ -78,15 +78,6 @@ def test_a_batch_without_pictures_brings_one_blank(collate: Collator) -> None:
 def test_long_answers_are_cut_at_the_limit() -> None:
     short = Collator(tiny_processor(16), seed=3, max_length=20)
     assert short(micro(picture())).inputs["input_ids"].shape[1] == 20
-
-
-def test_pictures_are_turned_upright_and_made_rgb() -> None:
-    buffer = io.BytesIO()
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by a quarter
-    Image.new("L", (40, 30)).save(buffer, "JPEG", exif=exif)
-    upright = decode(buffer.getvalue())
-    assert (upright.size, upright.mode) == ((30, 40), "RGB")
 
 
 def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:

@@ -33,7 +33,7 @@ def test_any_fitting_budget_may_be_asked_for(make_features: MakeFeatures) -> Non
 
 
 def test_a_budget_that_does_not_divide_the_grid_is_refused_when_built() -> None:
-    with pytest.raises(ValueError, match="tokens is 16.*only into 36, 9, 4, 1 tokens"):
+    with pytest.raises(ValueError, match=r"tokens is 16.*only into 36, 9, 4, 1 tokens"):
         AveragePool(width=16, grid=6, tokens=16)
 
 

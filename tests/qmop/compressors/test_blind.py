@@ -24,6 +24,7 @@ def test_no_gradient_reaches_the_picture(make_features: MakeFeatures) -> None:
     features.patches_BNC.requires_grad_()
     method(features).tokens_BMC.sum().backward()
     assert features.patches_BNC.grad is None
+    assert method.token_MC.grad is not None
     assert torch.equal(method.token_MC.grad, torch.full((3, 16), 2.0))
 
 

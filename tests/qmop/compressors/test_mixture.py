@@ -146,7 +146,13 @@ def test_runs_in_half_precision(make_features: MakeFeatures, make_query: MakeQue
     method, features, query = mixture(), make_features(4), make_query(4)
     full = method(features, query).tokens_BMC
     half = method.bfloat16()(
-        VisualFeatures(**{k: v.bfloat16() if isinstance(v, Tensor) else v for k, v in features.items()}),
+        VisualFeatures(
+            patches_BNC=features.patches_BNC.bfloat16(),
+            grid=features.grid,
+            summary_BC=features.need("summary_BC").bfloat16(),
+            cls_attention_BN=features.cls_attention_BN,
+            text_space_BNE=features.need("text_space_BNE").bfloat16(),
+        ),
         Query(text_BE=query.text_BE.bfloat16()),
     )
     assert half.tokens_BMC.dtype == torch.bfloat16

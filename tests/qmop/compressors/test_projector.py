@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qmop.compressors.projector import build_projector, projector_spec
+from qmop.compressors.mixture import Mixture
+from qmop.compressors.projector import Connector, build_projector, projector_spec
 from qmop.features import Query, VisualFeatures
 from qmop.tiny.assemble import tiny_config
 
@@ -30,6 +31,7 @@ def test_the_connector_has_llavas_names_and_widths() -> None:
 def test_the_connector_comes_after_the_compressor(make_features: MakeFeatures) -> None:
     projector, features = build_projector(tiny_config("average_pool", 16)), make_features(2, grid=12, width=128)
     pooled = projector.compressor(features).tokens_BMC
+    assert isinstance(projector.connector, Connector)
     first, second = projector.connector.linear_1, projector.connector.linear_2
     by_hand = F.gelu(pooled @ first.weight.T + first.bias) @ second.weight.T + second.bias
     torch.testing.assert_close(projector(features).tokens_BMC, by_hand)
@@ -62,7 +64,9 @@ def test_methods_without_stages_are_in_the_second() -> None:
 
 
 def test_the_mixture_learns_the_width_of_the_question_from_the_text_tower() -> None:
-    assert build_projector(tiny_config("qmop", 16)).compressor.router.enter.in_features == 128 + 128
+    compressor = build_projector(tiny_config("qmop", 16)).compressor
+    assert isinstance(compressor, Mixture)
+    assert compressor.router.enter.in_features == 128 + 128
 
 
 def test_pictures_that_do_not_divide_into_patches_are_refused() -> None:

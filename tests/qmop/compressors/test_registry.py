@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_trained_methods_are_those_with_parameters() -> None:
 
 
 def test_the_default_is_the_grid_and_width_of_llava() -> None:
-    method = build_compressor("window_pool", tokens=144)
+    method: Any = build_compressor("window_pool", tokens=144)
     assert (method.grid, method.width, method.tokens, method.stride) == (24, 1024, 144, 2)
     assert build_compressor("mlp").tokens == 576
 

@@ -43,7 +43,7 @@ def test_the_digest_is_the_files(folder: Path, card: dict[str, Any]) -> None:
 
 def test_the_files_are_small_and_hold_no_pickle(folder: Path) -> None:
     assert (folder / "model.safetensors").stat().st_size < 12_000_000
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".safetensors"}
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".json", ".jinja", ".safetensors"}
 
 
 def test_it_is_the_uncompressed_model(base: tuple[QMoPForConditionalGeneration, QMoPProcessor]) -> None:

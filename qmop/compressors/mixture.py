@@ -61,7 +61,7 @@ class Mixture(Compressor):
         branches: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
-        _check(stage, select, top_k, branches or {})
+        _check(stage, select, top_k, threshold, branches or {})
         self.stage, self.select, self.top_k, self.threshold = stage, select, top_k, threshold
         self.branches = nn.ModuleDict(
             {
@@ -123,12 +123,14 @@ class Mixture(Compressor):
         return CompressedTokens(tokens_BMC=fused, branch_weights_BS=weights_BS)
 
 
-def _check(stage: int, select: str, top_k: int, branches: dict[str, dict[str, Any]]) -> None:
+def _check(stage: int, select: str, top_k: int, threshold: float, branches: dict[str, dict[str, Any]]) -> None:
     if stage not in (ALIGN, TUNE):
         raise ValueError(f"stage is {stage}, but qmop has stage {ALIGN} (align) and {TUNE} (tune) only")
     one_of("select", select, Select)
     if not 1 <= top_k <= len(BRANCHES):
         raise ValueError(f"top_k is {top_k}, but there are {len(BRANCHES)} branches: choose 1 to {len(BRANCHES)}")
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold is {threshold}, but weights sum to one: choose a number from 0 to 1")
     if unknown := set(branches) - set(BRANCHES):
         raise ValueError(f"branches names {sorted(unknown)}, but the branches are {', '.join(BRANCHES)}")
     for name in BRANCHES:

@@ -170,6 +170,7 @@ def test_a_missing_question_is_refused_when_fusing(make_features: MakeFeatures) 
         ({"stage": 3}, "stage is 3, but qmop has stage 1"),
         ({"select": "best"}, "select is 'best': choose one of top_k, threshold, all"),
         ({"top_k": 4}, "top_k is 4, but there are 3 branches"),
+        ({"threshold": 33}, "threshold is 33, but weights sum to one: choose a number from 0 to 1"),
         ({"branches": {"pool": {}}}, r"branches names \['pool'\]"),
         ({"branches": {"prune": {"lamda": 1}}}, r"'prune' does not take the options \['lamda'\]"),
         ({"tokens": 10}, "tokens is 10, but a 6 x 6 grid can be cut evenly only into 36, 9, 4, 1 tokens"),

@@ -205,6 +205,11 @@ def remove_tree(folder: str | Path) -> None:
     shutil.rmtree(local.path_of(folder), ignore_errors=True)
 
 
+def absolute(uri: str | Path) -> str:
+    """A name that means the same in every process: local paths made absolute, others as they are."""
+    return str(uri).rstrip("/") if is_s3(uri) else str(local.path_of(uri).absolute())
+
+
 def arrow_filesystem(uri: str | Path) -> tuple[pafs.FileSystem | None, str]:
     """``uri`` for Ray's ``storage_filesystem`` and ``storage_path``: no file system and an absolute path when local.
 
@@ -213,7 +218,7 @@ def arrow_filesystem(uri: str | Path) -> tuple[pafs.FileSystem | None, str]:
     """
     if is_s3(uri):
         return s3.arrow(), _key(uri)
-    return None, str(local.path_of(uri).absolute())
+    return None, absolute(uri)
 
 
 def _key(uri: str | Path) -> str:

@@ -19,10 +19,10 @@ import pyarrow as pa
 import ray.data
 import ray.train
 
+from cluster.storage import absolute
 from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.corpus.order import Order, Window
 from pipelines.corpus.reader import OpenShard, open_shard
-from pipelines.corpus.sources.base import absolute
 
 SCHEMA = pa.schema([("position", pa.int64()), ("key", pa.string()), ("image", pa.binary()), ("sample", pa.binary())])
 READING_CPUS = 1.0

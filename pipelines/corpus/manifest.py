@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster import storage
-from pipelines.corpus.sources.base import absolute
+from cluster.storage import absolute
 
 NAME = "manifest.json"
 QUARANTINE = "quarantine.jsonl"

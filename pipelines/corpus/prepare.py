@@ -13,6 +13,7 @@ from ray.exceptions import RayTaskError
 from cluster import storage
 from cluster.capacity import require
 from cluster.progress import Progress
+from cluster.storage import absolute
 from pipelines.corpus.manifest import (
     LAYOUT,
     NAME,
@@ -25,7 +26,7 @@ from pipelines.corpus.parts import PARTS, Job, Part
 from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.corpus.samples import UNCOUNTED, Fault, Origin
 from pipelines.corpus.sources import Unit, open_source
-from pipelines.corpus.sources.base import absolute, digest_of
+from pipelines.corpus.sources.base import digest_of
 
 _SHOWN = 5
 _AHEAD = 2

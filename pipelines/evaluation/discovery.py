@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.storage import exists, join, list_files, sha256_of
+from cluster.storage import absolute, exists, join, list_files, sha256_of
 from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card
+from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import TINY, base_path
 
@@ -21,7 +22,7 @@ class Candidate:
         uri: its folder.
         digest: its identity, by content.
         method: compressor.
-        budget: visual tokens asked for; 0 stands for all.
+        budget: visual tokens asked for.
     """
 
     label: str
@@ -64,6 +65,7 @@ def discover(named: list[str]) -> Discovery:
 def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Candidate]:
     if path == TINY:
         return [_foreign(label or "uncompressed", str(base_path(TINY)))]
+    path = absolute(path)
     if exists(join(path, CARD)):
         return [_carded(label, path)]
     if exists(join(path, "config.json")):
@@ -105,5 +107,5 @@ def _foreign(label: str | None, uri: str) -> Candidate:
         uri=uri,
         digest=sha256_of(join(uri, WEIGHTS)),
         method=config.compressor,
-        budget=config.compressor_tokens or 0,
+        budget=projector_spec(config).tokens,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cluster.session import RaySettings
+from cluster.storage import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ class EvaluateRecipe:
     ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", absolute(self.output))  # other processes work elsewhere
+        if self.suite is not None:
+            object.__setattr__(self, "suite", absolute(self.suite))
         if not self.checkpoints:
             raise ValueError("checkpoints is empty: name at least one checkpoint, a folder of them, or tiny")
         for name in ("workers", "batch", "max_new_tokens"):

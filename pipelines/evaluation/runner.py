@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -108,10 +107,8 @@ def _spread(
     units: list[Unit], suite: SuiteManifest, workers: int, recipe: EvaluateRecipe, progress: Progress
 ) -> dict[str, str]:
     """Run units on `workers` processes; each takes the next unit of the checkpoint that it holds, if there is one."""
-    store, folder = os.path.abspath(recipe.output) if "://" not in recipe.output else recipe.output, suite.folder  # noqa: PTH100 - a URI is no path
-    folder = os.path.abspath(folder) if "://" not in folder else folder  # noqa: PTH100
     idle = [
-        Judge.options(num_cpus=1).remote(store, folder, recipe.batch, 1)  # type: ignore[attr-defined]
+        Judge.options(num_cpus=1).remote(recipe.output, suite.folder, recipe.batch, 1)  # type: ignore[attr-defined]
         for _ in range(workers)
     ]
     waiting = deque(units)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from cluster.session import RaySettings
+from cluster.storage import absolute
 
 StageName = Literal["align", "tune"]
+_NOT_SHAPING = ("corpus", "output", "ray", "log_every", "max_failures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,8 @@ class TrainRecipe:
     ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
+        for name in ("corpus", "output"):  # other processes have other working directories
+            object.__setattr__(self, name, absolute(getattr(self, name)))
         _at_least("workers", self.workers, 1)
         _at_least("micro_batch", self.micro_batch, 1)
         _at_least("log_every", self.log_every, 1)
@@ -144,9 +148,14 @@ class TrainRecipe:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything that shapes the result; where it runs and where it is written do not."""
-        shaping = {k: v for k, v in asdict(self).items() if k not in ("output", "ray", "log_every", "max_failures")}
+        """SHA-256 of everything that shapes the result but the corpus, which has a digest of its own."""
+        mine = asdict(self)
+        shaping = {name: mine[name] for name in SHAPING}
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+
+
+SHAPING = tuple(field.name for field in fields(TrainRecipe) if field.name not in _NOT_SHAPING)
+"""Fields that shape the result of a run."""
 
 
 def compressor_options(recipe: TrainRecipe, stage: StageName) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.capacity import require
 from cluster.progress import Progress
 from cluster.session import ray_session
-from cluster.storage import arrow_filesystem, exists, join, read_bytes, write_atomic
+from cluster.storage import absolute, arrow_filesystem, exists, join, read_bytes, write_atomic
 from pipelines.board import Board, listening
 from pipelines.corpus.feed import READING_CPUS, CorpusFeed, ExactSplit
-from pipelines.corpus.manifest import load_manifest
+from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.training.exports import CARD, FOLDER, export_name
 from pipelines.training.loop import LoopSettings, StagePlan, train_loop
-from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
+from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, compressor_options
 from qmop.compressors import build_projector
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import base_path
@@ -47,8 +47,9 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     check_compressor(recipe)
     wanted = {name: _export_uris(recipe, name) for name in recipe.stages}
     exports = tuple(uri for uris in wanted.values() for uri in uris)
-    plans = _plans(recipe, wanted)
-    _claim(recipe)
+    manifest = load_manifest(recipe.corpus)
+    plans = _plans(recipe, wanted, manifest)
+    _claim(recipe, manifest)
     if not plans:
         progress.say(f"training {recipe.compressor}: reusing all {len(exports)} checkpoints in {recipe.output}")
         return TrainResult(exports=exports, trained=False)
@@ -81,10 +82,9 @@ def _export_uris(recipe: TrainRecipe, stage: StageName) -> list[str]:
     return [join(recipe.output, FOLDER, name) for name in names]
 
 
-def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]]) -> tuple[StagePlan, ...]:
+def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Manifest) -> tuple[StagePlan, ...]:
     """The stages that still have to run; each starts from the last export of the one before."""
-    manifest = load_manifest(recipe.corpus)
-    plans, base = [], str(base_path(recipe.base))
+    plans, base = [], absolute(base_path(recipe.base))
     for number, (stage, uris) in enumerate(wanted.items()):
         feed = CorpusFeed(
             manifest_uri=recipe.corpus,
@@ -106,16 +106,19 @@ def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]]) -> tuple[Sta
     return tuple(plans)
 
 
-def _claim(recipe: TrainRecipe) -> None:
-    """Write the recipe beside its run, or refuse a folder that holds a run of another recipe."""
+def _claim(recipe: TrainRecipe, manifest: Manifest) -> None:
+    """Write the recipe beside its run, or refuse a folder that holds a run of another recipe or corpus."""
     place = join(recipe.output, _RUN)
-    mine = json.loads(json.dumps({"digest": recipe.digest, "recipe": asdict(recipe)}))
+    mine = {"digest": recipe.digest, "corpus_digest": manifest.digest, "recipe": asdict(recipe)}
+    mine = json.loads(json.dumps(mine))
     if not exists(place):
         write_atomic(place, (json.dumps(mine, indent=2) + "\n").encode())
         return
     theirs = json.loads(read_bytes(place))
-    if theirs["digest"] != recipe.digest:
-        changed = [k for k, v in mine["recipe"].items() if theirs["recipe"].get(k) != v and k not in ("ray", "output")]
+    if (theirs["digest"], theirs["corpus_digest"]) != (recipe.digest, manifest.digest):
+        changed = [name for name in SHAPING if theirs["recipe"].get(name) != mine["recipe"][name]]
+        if theirs["corpus_digest"] != manifest.digest:
+            changed.append("corpus")
         raise ValueError(
             f"output {recipe.output} holds a run of another recipe ({', '.join(changed)} differ): "
             "choose another output, or delete that folder"

@@ -7,6 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from difflib import get_close_matches
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +65,8 @@ def build_compressor(
         ValueError: for an unknown name or option, or a budget that does not suit the grid.
     """
     method: Callable[..., Compressor] = method_class(name)
-    try:
-        return method(width=width, grid=grid, tokens=grid * grid if tokens is None else tokens, **options)
-    except TypeError as error:
-        raise ValueError(f"compressor {name!r} does not take the options {sorted(options)}: {error}") from error
+    known = [field for field in signature(method).parameters if field not in ("width", "grid", "tokens")]
+    if unknown := sorted(set(options) - set(known)):
+        takes = f"its fields are {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"options names {', '.join(unknown)}, which compressor {name!r} does not take: {takes}")
+    return method(width=width, grid=grid, tokens=grid * grid if tokens is None else tokens, **options)

@@ -38,10 +38,9 @@ class Item:
     difficulty: float | None = None
 
     def __post_init__(self) -> None:
-        if self.dimension not in DIMENSIONS:
-            raise ValueError(
-                f"item {self.key}: dimension is {self.dimension!r}, expected one of {', '.join(DIMENSIONS)}"
-            )
+        if self.dimension not in (*DIMENSIONS, UNLABELLED):
+            expected = ", ".join((*DIMENSIONS, UNLABELLED))
+            raise ValueError(f"item {self.key}: dimension is {self.dimension!r}, expected one of {expected}")
         if not self.answers:
             raise ValueError(f"item {self.key}: answers is empty, at least one accepted answer is needed")
 

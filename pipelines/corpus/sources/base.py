@@ -48,11 +48,6 @@ def cut(total: int, samples_per_shard: int) -> Iterator[Unit]:
         yield Unit(index=index, start=start, stop=min(start + samples_per_shard, total))
 
 
-def absolute(uri: str) -> str:
-    """A name that means the same in every process: local paths made absolute, others as they are."""
-    return uri.rstrip("/") if storage.is_s3(uri) else storage.arrow_filesystem(uri)[1]
-
-
 def digest_of(*parts: object) -> str:
     """SHA-256 over the canonical JSON of the parts."""
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))

@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cluster import storage
+from cluster.storage import absolute
 from pipelines.corpus.samples import BadSampleError, Fault, Origin, Raw
-from pipelines.corpus.sources.base import Unit, absolute, cut, digest_of, listing
+from pipelines.corpus.sources.base import Unit, cut, digest_of, listing
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 OBTAINED = "success"

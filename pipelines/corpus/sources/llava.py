@@ -9,8 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from cluster import storage
+from cluster.storage import absolute
 from pipelines.corpus.samples import IMAGE_TOKEN, BadSampleError, Fault, Message, Origin, Raw
-from pipelines.corpus.sources.base import Unit, absolute, cut, digest_of, listing, read_image
+from pipelines.corpus.sources.base import Unit, cut, digest_of, listing, read_image
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 

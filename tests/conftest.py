@@ -1,7 +1,12 @@
-"""Shared by all tests: quiet libraries, no network."""
+"""Shared by all tests: quiet libraries, no network, and the servers that several rooms need."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+pytest_plugins = ["tests.fixtures.other_cluster", "tests.fixtures.s3_server"]

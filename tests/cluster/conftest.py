@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import io
-import sys
-from pathlib import Path
 
 import pytest
 
 from cluster.progress import Progress
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from fixtures.s3_server import s3_process, s3_server  # type: ignore[import-not-found]
-
-__all__ = ["s3_process", "s3_server"]
 
 
 @pytest.fixture

@@ -2,14 +2,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,7 @@ from cluster.capacity import ClusterBusyError, require
 from cluster.ports import free_port
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
+from tests.fixtures.other_cluster import CPUS, Other, environment, submit
 
 _ROOT = Path(__file__).resolve().parents[2]
 _SMALL = RaySettings(num_cpus=4, object_store_mb=100)
@@ -30,6 +27,7 @@ import json, os, sys, time
 import psutil, ray
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
+from tests.fixtures.other_cluster import CPUS, Other, environment, submit
 
 before = dict(os.environ)
 address, ending = (*sys.argv[1:], "", "")[:2]
@@ -49,42 +47,10 @@ print(json.dumps(dict(changed=changed, initialized=ray.is_initialized())), flush
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Other:
-    """Another cluster of the same user, with a token file in a home folder of its own."""
-
-    address: str
-    dashboard: str
-    home: Path
-    pid: int
-
-
-@pytest.fixture(scope="module")
-def other() -> Iterator[Other]:
-    port, dashboard = free_port(), free_port()
-    with tempfile.TemporaryDirectory(prefix="o-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        home = Path(folder, "home")
-        (home / ".ray").mkdir(parents=True)
-        (home / ".ray" / "auth_token").write_text("0123456789abcdef" * 2)
-        options = f"--port={port} --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --num-cpus=3"
-        options += f" --object-store-memory=100000000 --disable-usage-stats --temp-dir={folder}/r --block"
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", *options.split()]
-        with Path(folder, "log").open("w") as log:
-            process = subprocess.Popen(command, env=_env(home, RAY_AUTH_MODE="token"), stdout=log, stderr=log)
-        try:
-            address = _started(Path(folder, "r", "ray_current_cluster"), process)
-            yield Other(address=address, dashboard=f"http://127.0.0.1:{dashboard}", home=home, pid=process.pid)
-        finally:
-            main = psutil.Process(process.pid)
-            started = [main, *main.children(recursive=True)]
-            process.terminate()
-            processes.end(started, patience_s=5)
-
-
 @pytest.mark.pipeline
 @pytest.mark.timeout(300)
 def test_an_embedded_cluster_keeps_to_itself_and_leaves_nothing(tmp_path: Path) -> None:
-    inside, after = _run(_env(tmp_path))
+    inside, after = _run(environment(tmp_path))
     assert inside["owned"]
     assert inside["answer"] == 42
     assert inside["ray_address"] == inside["address"]
@@ -101,7 +67,7 @@ def test_an_embedded_cluster_keeps_to_itself_and_leaves_nothing(tmp_path: Path) 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_a_signal_ends_it_and_nothing_is_left(tmp_path: Path, number: int, code: int) -> None:
-    process = _start(_env(tmp_path), "", "wait")
+    process = _start(environment(tmp_path), "", "wait")
     try:
         assert process.stdout is not None
         inside = json.loads(process.stdout.readline())
@@ -118,7 +84,7 @@ def test_a_signal_ends_it_and_nothing_is_left(tmp_path: Path, number: int, code:
 @pytest.mark.timeout(300)
 def test_another_cluster_is_neither_joined_nor_disturbed(other: Other) -> None:
     before = {p.pid for p in psutil.Process(other.pid).children(recursive=True) if p.name() in {"raylet", "gcs_server"}}
-    inside, _ = _run(_env(other.home, RAY_AUTH_TOKEN="the-token-of-somewhere-else"))
+    inside, _ = _run(environment(other.home, RAY_AUTH_TOKEN="the-token-of-somewhere-else"))
     assert inside["owned"]
     assert inside["address"] != other.address
     assert inside["cpus"] == 2
@@ -131,13 +97,13 @@ def test_another_cluster_is_neither_joined_nor_disturbed(other: Other) -> None:
 @pytest.mark.pipeline
 @pytest.mark.timeout(300)
 def test_a_given_cluster_is_joined_and_left_running(other: Other) -> None:
-    by_argument, after = _run(_env(other.home), other.address)
-    by_variable, _ = _run(_env(other.home, RAY_ADDRESS=other.address))
+    by_argument, after = _run(environment(other.home), other.address)
+    by_variable, _ = _run(environment(other.home, RAY_ADDRESS=other.address))
     for inside in (by_argument, by_variable):
         assert not inside["owned"]
         assert inside["address"] == other.address
         assert inside["mode"] == "token"
-        assert inside["cpus"] == 3
+        assert inside["cpus"] == CPUS
     assert after == {"changed": [], "initialized": False}
     assert psutil.Process(other.pid).is_running()
 
@@ -147,7 +113,7 @@ def test_a_given_cluster_is_joined_and_left_running(other: Other) -> None:
 def test_a_wrong_or_missing_token_is_one_sentence_at_once(other: Other, tmp_path: Path) -> None:
     for settings in ({}, {"RAY_AUTH_TOKEN": "wrong-wrong-wrong"}):
         started = time.monotonic()
-        process = _start(_env(tmp_path, **settings), other.address, "")
+        process = _start(environment(tmp_path, **settings), other.address, "")
         _, errors = process.communicate(timeout=200)
         assert time.monotonic() - started < 20
         assert f"ValueError: The Ray cluster at {other.address} refuses our token: set RAY_AUTH_MODE=token" in errors
@@ -158,12 +124,7 @@ def test_a_wrong_or_missing_token_is_one_sentence_at_once(other: Other, tmp_path
 @pytest.mark.timeout(300)
 def test_a_submitted_job_works_on_the_cluster_that_runs_it(other: Other, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(_PROGRAM)
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", other.dashboard]
-    command += ["--runtime-env-json", json.dumps({"env_vars": {"PYTHONPATH": str(_ROOT)}})]
-    command += ["--", sys.executable, str(tmp_path / "program.py")]
-    done = subprocess.run(
-        command, env=_env(other.home, RAY_AUTH_MODE="token"), capture_output=True, text=True, timeout=200, check=False
-    )
+    done = submit(other, sys.executable, str(tmp_path / "program.py"))
     assert done.returncode == 0, done.stdout + done.stderr
     inside = json.loads(next(line for line in done.stdout.splitlines() if '"owned"' in line))
     assert (inside["owned"], inside["address"], inside["answer"]) == (False, other.address, 42)
@@ -245,11 +206,6 @@ def test_an_address_where_nobody_answers_is_refused_within_seconds(
     assert time.monotonic() - started < 10
 
 
-def _env(home: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return {**kept, "HOME": str(home), "PYTHONPATH": str(_ROOT), **more}
-
-
 def _start(env: dict[str, str], address: str, ending: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", _PROGRAM, address, ending]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -265,13 +221,3 @@ def _run(env: dict[str, str], address: str = "") -> tuple[dict[str, Any], dict[s
 
 def _alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
-
-
-def _started(file: Path, process: subprocess.Popen[bytes]) -> str:
-    """The address that the other cluster writes down once it is up."""
-    deadline = time.monotonic() + 150
-    while not file.exists():
-        assert process.poll() is None, "the other cluster ended"
-        assert time.monotonic() < deadline, "the other cluster did not start"
-        time.sleep(0.2)
-    return file.read_text().strip()

@@ -145,7 +145,7 @@ def test_another_budget_takes_what_has_the_same_shape(tmp_path: Path) -> None:
         ("window_poo", 16, {}, "did you mean 'window_pool'"),
         ("window_pool", 20, {}, "tokens is 20.*only into 144, 36, 16, 9, 4, 1 tokens"),
         ("prune", 0, {}, "tokens is 0.*choose 1 to 144"),
-        ("prune", 16, {"lamda": 1}, "does not take the options"),
+        ("prune", 16, {"lamda": 1}, "options names lamda"),
         ("window_pool", 16, {"heads": 5}, "heads is 5, which does not divide the width 128"),
     ],
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,12 +20,7 @@ from cluster.progress import Progress
 from pipelines.corpus.manifest import Manifest
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from fixtures.s3_server import BUCKET, s3_process, s3_server
-
-__all__ = ["s3_process", "s3_server"]
+from tests.fixtures.s3_server import BUCKET
 
 CROP = (240, 180)
 

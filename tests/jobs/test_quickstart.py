@@ -1,0 +1,63 @@
+"""The main job at its smallest, beside another cluster of the same user, and once more without a compiler."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fixtures.other_cluster import Other, environment
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
+
+SMALL = ["--samples", "200", "--suite.count", "50", "--suite.items_per_shard", "25"]
+SMALL += ["--train.align.steps", "2", "--train.tune.steps", "4", "--train.log_every", "2"]
+
+
+def quickstart(output: Path, home: Path, path: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "jobs.cli", "quickstart", "--output", str(output), *SMALL]
+    settings = environment(home, PATH=path)
+    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=380, check=False)
+
+
+def without_compilers(folder: Path) -> str:
+    """A PATH with the interpreter's folder and what a shell needs, and no compiler."""
+    folder.mkdir()
+    for name in ("sh", "bash", "cat", "ls", "uname", "env", "sleep", "ps"):
+        if found := next((p for p in ("/bin", "/usr/bin") if Path(p, name).exists()), None):
+            (folder / name).symlink_to(Path(found, name))
+    (folder / "python3").symlink_to(sys.executable)
+    return str(folder)
+
+
+def test_everything_runs_beside_another_cluster_without_a_compiler_and_again(other: Other, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    path = without_compilers(tmp_path / "bin")
+    others = {process.pid for process in psutil.Process(other.pid).children(recursive=True)}
+    first = quickstart(tmp_path / "run", home, path)
+    assert first.returncode == 0, first.stderr[-4000:]
+    assert "| qmop-16-tune-000004 |" in first.stdout
+    assert "| average_pool-16-tune-000002 |" in first.stdout
+    assert first.stderr.count("  A: ") == 3
+    assert "16 of 144 visual tokens" in first.stderr
+    page = (tmp_path / "run" / "results" / "report.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert not (home / ".ray").exists()
+    again = quickstart(tmp_path / "run", home, path)
+    assert again.returncode == 0, again.stderr[-4000:]
+    assert again.stderr.count("reusing all") == 3
+    assert "0 units to do, 12 reused" in again.stderr
+    assert others <= {process.pid for process in psutil.Process(other.pid).children(recursive=True)}
+    left = [p.info["name"] for p in psutil.process_iter(["name", "ppid"]) if _is_ours(p, os.getpid())]
+    assert left == []
+
+
+def _is_ours(process: psutil.Process, parent: int) -> bool:
+    """Whether a process that the quickstart started is still there: none may outlive it."""
+    return process.info["ppid"] == parent and "ray" in process.info["name"]

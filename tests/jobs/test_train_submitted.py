@@ -1,5 +1,6 @@
 """Training as a job of a cluster that somebody else started, with token authentication."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def training(corpus: str, output: Path, *more: str) -> list[str]:
     sizes = ["--micro_batch", "4", "--global_batch", "8", "--align.steps", "1", "--tune.steps", "2", "--log_every", "1"]
-    return ["qmop", "train", "--corpus", corpus, "--output", str(output), *sizes, *more]
+    return [sys.executable, "-m", "jobs.cli", "train", "--corpus", corpus, "--output", str(output), *sizes, *more]
 
 
 def test_a_submitted_training_logs_its_steps_and_losses(other: Other, corpus: str, tmp_path: Path) -> None:

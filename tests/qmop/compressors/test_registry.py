@@ -65,7 +65,7 @@ def test_an_unknown_method_is_answered_with_known_ones(name: str, said: str) -> 
 
 
 def test_an_unknown_option_is_named() -> None:
-    with pytest.raises(ValueError, match="options names lamda, .* 'prune' .* fields are lam, scale"):
+    with pytest.raises(ValueError, match=r"options names lamda, .* 'prune' .* fields are lam, scale"):
         build_compressor("prune", tokens=9, lamda=0.5)
 
 

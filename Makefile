@@ -10,7 +10,7 @@ setup: $(STAMP)  ## virtual environment with everything, at the versions of cons
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 quickstart: setup  ## corpus, training, evaluation, report, service, answers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.progress import Progress
-from cluster.session import RaySettings, ray_session
+from cluster.session import ray_session
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
 
@@ -12,7 +12,7 @@ RECIPE = PrepareRecipe
 
 def run(recipe: PrepareRecipe, progress: Progress) -> int:
     """Prepare the corpus on Ray."""
-    with ray_session(RaySettings(), progress):
+    with ray_session(recipe.ray, progress):
         manifest = prepare(recipe, progress)
     progress.say(f"corpus {recipe.output}: {manifest.written} samples, digest {manifest.digest[:12]}")
     return 0

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from cluster.ports import require_port
 from cluster.progress import Progress
-from cluster.session import RaySettings, ray_session
+from cluster.session import ray_session
 from pipelines.serving.recipe import ServeRecipe
 from pipelines.serving.serve import serve_until_stopped
 from qmop.tiny.base import base_path
@@ -18,6 +18,6 @@ def run(recipe: ServeRecipe, progress: Progress) -> int:
     """Serve until interrupted."""
     require_port(recipe.host, recipe.port)
     recipe = replace(recipe, checkpoint=str(base_path(recipe.checkpoint)))
-    with ray_session(RaySettings(), progress):
+    with ray_session(recipe.ray, progress):
         serve_until_stopped(recipe, progress)
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.session import RaySettings
+
 SOURCES = ("llava", "img2dataset", "rendered")
 
 
@@ -50,6 +52,7 @@ class PrepareRecipe:
         seed: seed of the renderer (source=rendered).
         questions_per_scene: rendered samples that share a picture, one question each (source=rendered).
         overwrite: replace whatever corpus the output folder holds, and look at every image again.
+        ray: how to reach or start Ray.
     """
 
     source: Literal["llava", "img2dataset", "rendered"]
@@ -65,6 +68,7 @@ class PrepareRecipe:
     seed: int = 0
     questions_per_scene: int = 3
     overwrite: bool = False
+    ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a ValueError that names the field."""

@@ -5,7 +5,6 @@ Such items carry no VTCBench dimension, so they count in the micro average alone
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -15,8 +14,7 @@ from pipelines.corpus.manifest import load_manifest
 from pipelines.corpus.reader import Stored, read_shard
 from qmop.vtcbench.items import UNLABELLED, Item
 from qmop.vtcbench.rendered import RenderedItem, suite_digest
-from qmop.vtcbench.shards import pack_shard
-from qmop.vtcbench.suite import MANIFEST, ShardInfo, SuiteManifest, parse_manifest
+from qmop.vtcbench.suite import MANIFEST, ShardInfo, SuiteManifest, packed, parse_manifest
 
 _SHORT = 3
 """Up to this many words an answer is compared exactly, longer ones by shared words."""
@@ -41,7 +39,9 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
             stored = read_shard(manifest.uri(number), shard)
             part = [item for sample in stored if (item := _asked(sample, manifest.source)) is not None]
             if part:
-                shards.append(_write(home, len(shards), part))
+                info, data = packed(len(shards), part)
+                write_atomic(join(home, info.url), data)
+                shards.append(info)
                 items += part
             progress.update("shards", number + 1, len(manifest.shards))
     if not items:
@@ -77,15 +77,3 @@ def _asked(sample: Stored, source: str) -> RenderedItem | None:
         scorer=scorer,
     )
     return RenderedItem(item=item, image=sample.image)
-
-
-def _write(home: str, number: int, items: list[RenderedItem]) -> ShardInfo:
-    data, name = pack_shard(items), f"suite-{number:06d}.tar"
-    write_atomic(join(home, name), data)
-    return ShardInfo(
-        url=name,
-        sha256=hashlib.sha256(data).hexdigest(),
-        md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
-        count=len(items),
-        size=len(data),
-    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
@@ -12,14 +14,14 @@ from ray.exceptions import RayError
 from cluster.capacity import require
 from cluster.progress import Progress
 from cluster.session import ray_session
-from cluster.storage import exists, join
+from cluster.storage import exists, is_s3, join, put_file, read_bytes
 from pipelines.evaluation.asked_corpus import corpus_suite
 from pipelines.evaluation.discovery import Discovery, discover
 from pipelines.evaluation.judge import Judge
-from pipelines.evaluation.recipe import EvaluateRecipe
+from pipelines.evaluation.recipe import EvaluateRecipe, SuiteRecipe
 from pipelines.evaluation.units import Generation, Unit, finished, records_of_ids
 from qmop.vtcbench.records import Record
-from qmop.vtcbench.suite import SuiteManifest, load_suite, write_suite
+from qmop.vtcbench.suite import MANIFEST, SuiteManifest, parse_manifest, write_suite
 
 _WAIT_S = 5.0
 
@@ -78,20 +80,32 @@ def evaluate(recipe: EvaluateRecipe, progress: Progress) -> EvaluateResult:
 def prepare_suite(recipe: EvaluateRecipe, progress: Progress) -> SuiteManifest:
     """The suite that a recipe names: a suite's folder, a prepared corpus, or the rendered one, drawn if need be."""
     if recipe.suite is None:
-        folder = join(recipe.output, f"suite-{recipe.rendered.seed}-{recipe.rendered.count}")
-        with progress.stage(f"rendering suite {folder}"):
-            return write_suite(
-                folder,
-                recipe.rendered.seed,
-                recipe.rendered.count,
-                recipe.rendered.items_per_shard,
-                lambda done, total: progress.update("suite items", done, total),
-            )
-    if exists(join(recipe.suite, "manifest.json")):
-        asked = corpus_suite(recipe.suite, recipe.output, progress)
-        if asked is not None:
-            return asked
-    return load_suite(recipe.suite)
+        return _rendered_suite(recipe.rendered, recipe.output, progress)
+    place = join(recipe.suite, MANIFEST)
+    if not exists(place):
+        raise FileNotFoundError(
+            f"suite {recipe.suite} holds neither a suite nor a prepared corpus: {MANIFEST} is missing"
+        )
+    asked = corpus_suite(recipe.suite, recipe.output, progress)
+    return parse_manifest(read_bytes(place), recipe.suite) if asked is None else asked
+
+
+def _rendered_suite(wanted: SuiteRecipe, store: str, progress: Progress) -> SuiteManifest:
+    """Draw the suite into the store; for a remote one, draw it here and copy it, its manifest last."""
+    folder = join(store, f"suite-{wanted.seed}-{wanted.count}")
+    with progress.stage(f"rendering suite {folder}"), TemporaryDirectory() as scratch:
+        home = scratch if is_s3(store) else folder
+        suite = write_suite(
+            home,
+            wanted.seed,
+            wanted.count,
+            wanted.items_per_shard,
+            lambda done, total: progress.update("suite items", done, total),
+        )
+        if is_s3(store):
+            for name in (*(shard.url for shard in suite.shards), MANIFEST):
+                put_file(Path(home, name), join(folder, name))
+        return replace(suite, folder=folder)
 
 
 def _plan(found: Discovery, suite: SuiteManifest, recipe: EvaluateRecipe) -> list[Unit]:

@@ -6,6 +6,8 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from cluster.session import RaySettings
+
 _SHORTEST_KEY = 16
 _HIGHEST_PORT = 65_535
 
@@ -34,6 +36,7 @@ class ServeRecipe:
         max_queued_requests: requests that may wait in one replica; more get 429.
         start_timeout_s: seconds until the replicas must have answered their warm-up question.
         drain_timeout_s: seconds that answers in flight get when a replica is stopped.
+        ray: how to reach or start Ray.
     """
 
     checkpoint: str
@@ -55,6 +58,7 @@ class ServeRecipe:
     max_queued_requests: int = 32
     start_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
+    ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.

@@ -201,7 +201,9 @@ def _write_shards(home: Path, wanted: Mapping[str, Any], progress: Callable[[int
     def drawn() -> Iterator[RenderedItem]:
         source, done = suite(wanted["seed"], wanted["count"]), 0
         while items := list(islice(source, wanted["items_per_shard"])):
-            shards.append(_write_shard(home, len(shards), items))
+            info, data = packed(len(shards), items)
+            _replace(home / info.url, data)
+            shards.append(info)
             dimensions.update(rendered.item.dimension for rendered in items)
             done += len(items)
             if progress is not None:
@@ -213,16 +215,17 @@ def _write_shards(home: Path, wanted: Mapping[str, Any], progress: Callable[[int
     return SuiteManifest(folder=str(home), digest=digest, dimensions=ordered, shards=tuple(shards), **wanted)
 
 
-def _write_shard(home: Path, number: int, items: list[RenderedItem]) -> ShardInfo:
-    url, data = f"suite-{number:06d}.tar", pack_shard(items)
-    _replace(home / url, data)
-    return ShardInfo(
-        url=url,
+def packed(number: int, items: list[RenderedItem]) -> tuple[ShardInfo, bytes]:
+    """A shard's bytes, and what the manifest says of them."""
+    data = pack_shard(items)
+    info = ShardInfo(
+        url=f"suite-{number:06d}.tar",
         sha256=hashlib.sha256(data).hexdigest(),
         md5=hashlib.md5(data, usedforsecurity=False).hexdigest(),
         count=len(items),
         size=len(data),
     )
+    return info, data
 
 
 def _replace(path: Path, data: bytes) -> None:

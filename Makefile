@@ -30,11 +30,11 @@ lint: setup  ## style, format, types
 bench: setup  ## timings as ratios; results in BENCHMARKS.md are made from these
 	$(BIN)/python -m tests.bench $(ARGS)
 
-soak: setup  ## long, seeded, resumable repetition; record in tests/soak/RECORD.md
+soak: setup  ## long, seeded, resumable repetition; its record: tests/soak/RECORD.md
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
 base: setup  ## train the embedded base anew
 	$(BIN)/python -m qmop.tiny.pretraining --output qmop/tiny/weights $(ARGS)
 
-clean:  ## remove everything that was made
-	rm -rf $(VENV) runs build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## remove the environment and what tools left behind; runs/ stays
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -57,17 +57,18 @@ def run(argv: list[str]) -> int:
     try:
         return _run_job(name, rest)
     except KeyboardInterrupt:
-        return _complain("interrupted; the same command goes on where it stopped", INTERRUPTED)
-    except (ValueError, FileNotFoundError, PermissionError, TimeoutError) as error:
+        return _complain("interrupted; the same command goes on after the last part that was finished", INTERRUPTED)
+    except (ValueError, OSError) as error:
         if traceback or _from_a_worker(error):
             raise
         return _complain(str(error))
 
 
 def _run_job(name: str, rest: list[str]) -> int:
+    print(f"qmop {name}: starting", file=sys.stderr)  # noqa: T201 - importing the frameworks takes some seconds
     job: ModuleType = importlib.import_module(f"jobs.{name}")
     recipe = parse_recipe(f"qmop {name}", job.__doc__ or "", job.RECIPE, rest)
-    from cluster.progress import Progress  # noqa: PLC0415 - after the recipe, so that a mistake is told at once
+    from cluster.progress import Progress  # noqa: PLC0415 - `qmop --help` needs none of it
 
     return int(job.run(recipe, Progress()))
 

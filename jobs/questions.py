@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 
 from cluster.progress import Progress
 from pipelines.serving.serve import Endpoint
@@ -23,7 +23,8 @@ def ask_about_a_picture(endpoint: Endpoint, progress: Progress) -> None:
     asked = [first, *(turn for family in FAMILIES[:-1] if (turn := family.ask(scene, draws)) is not None)][:_QUESTIONS]
     url = "data:image/png;base64," + base64.b64encode(encode_png(paint(scene, draws))).decode()
     progress.say(f"held-out picture: {caption(scene)}")
-    client = OpenAI(base_url=endpoint.url, api_key=endpoint.api_key or "none", timeout=60)
+    direct = DefaultHttpxClient(trust_env=False)  # the service is on this machine: no proxy
+    client = OpenAI(base_url=endpoint.url, api_key=endpoint.api_key or "none", timeout=60, http_client=direct)
     for turn in asked:
         parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": turn.question}]
         reply = client.chat.completions.create(

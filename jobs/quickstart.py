@@ -19,7 +19,7 @@ from pipelines.evaluation.store import write_index
 from pipelines.serving.recipe import ServeRecipe
 from pipelines.serving.serve import serve_until_stopped, serving
 from pipelines.training.recipe import StageRecipe, TrainRecipe
-from pipelines.training.trainer import train
+from pipelines.training.trainer import check_compressor, train
 from qmop.vtcbench.report import Report, to_markdown
 
 _METHODS = ("qmop", "average_pool", "blind")
@@ -71,24 +71,24 @@ def run(recipe: QuickstartRecipe, progress: Progress) -> int:
     """Run every part in one Ray session and stop what was started."""
     if recipe.port is not None:
         require_port("127.0.0.1", recipe.port)
+    corpus = join(recipe.output, "corpus")
+    plans = [_recipe_of(recipe, method, corpus) for method in _METHODS]
+    for plan in plans:
+        check_compressor(plan)
     with ray_session(recipe.ray, progress):
-        runs = _train_all(recipe, progress)
+        wanted = PrepareRecipe(source="rendered", output=corpus, count=recipe.samples, seed=recipe.corpus_seed)
+        prepare(wanted, progress)
+        runs = {plan.compressor: _tuned(train(plan, progress).exports) for plan in plans}
         report, complete = _judge(recipe, runs, progress)
-        best = _best(report, runs["qmop"])
-        _serve_and_ask(recipe, best, progress)
-    print(to_markdown(report))  # noqa: T201 - the table is the job's result
+        print(to_markdown(report), flush=True)  # noqa: T201 - the table is the job's result
+        _serve_and_ask(recipe, _best(report, runs["qmop"]), progress)
     progress.say(f"report: {join(recipe.output, 'results', 'report.html')}")
     return 0 if complete else INCOMPLETE
 
 
-def _train_all(recipe: QuickstartRecipe, progress: Progress) -> dict[str, tuple[str, ...]]:
-    """The exports of every method's tuning stage."""
-    corpus = join(recipe.output, "corpus")
-    prepare(PrepareRecipe(source="rendered", output=corpus, count=recipe.samples, seed=recipe.corpus_seed), progress)
-    return {
-        method: tuple(uri for uri in train(_recipe_of(recipe, method, corpus), progress).exports if "-tune-" in uri)
-        for method in _METHODS
-    }
+def _tuned(exports: tuple[str, ...]) -> tuple[str, ...]:
+    """The exports of the tuning stage."""
+    return tuple(uri for uri in exports if "-tune-" in uri)
 
 
 def _recipe_of(recipe: QuickstartRecipe, method: str, corpus: str) -> TrainRecipe:
@@ -98,7 +98,7 @@ def _recipe_of(recipe: QuickstartRecipe, method: str, corpus: str) -> TrainRecip
     if method == "qmop":
         return base
     if method == "blind":  # nothing to align: it only learns what words alone give
-        steps = base.tune.steps // 2
+        steps = max(1, base.tune.steps // 2)
         return replace(base, options={}, align=StageRecipe(steps=0), tune=replace(base.tune, steps=steps, exports=1))
     return replace(base, options={})
 
@@ -120,7 +120,7 @@ def _judge(recipe: QuickstartRecipe, runs: dict[str, tuple[str, ...]], progress:
 def _best(report: Report, exports: tuple[str, ...]) -> str:
     """The export with the highest micro accuracy."""
     scores = {row.label: row.micro.value for row in report.rows}
-    return max(exports, key=lambda uri: scores[uri.rsplit("/", 1)[-1]])
+    return max(exports, key=lambda uri: scores.get(uri.rsplit("/", 1)[-1], 0.0))
 
 
 def _serve_and_ask(recipe: QuickstartRecipe, checkpoint: str, progress: Progress) -> None:

@@ -78,11 +78,13 @@ def _spelled_out(argv: list[str], known: dict[str, Any]) -> list[str]:
         name, equals, value = word.partition("=")
         if place and argv[place - 1] == "--config" and word in shipped():
             words.append(str(_SHIPPED / f"{word}.yaml"))
+        elif name == "--config" and value in shipped():
+            words.append(f"--config={_SHIPPED / value}.yaml")
         elif word.startswith("--"):
             name = name.replace("-", "_").replace("__", "--", 1)
             words.append(name + equals + value)
             following = argv[place + 1] if place + 1 < len(argv) else ""
-            if known.get(name[2:]) is bool and not equals and following not in _BOOLS:
+            if known.get(name[2:]) is bool and not equals and following.lower() not in _BOOLS:
                 words.append("true")
         else:
             words.append(word)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
-_POLL_S = 0.5
+_POLL_S, _PATIENCE_S = 0.5, 10.0
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -35,8 +36,9 @@ def listening(board: Any, hear: Callable[[dict[str, Any]], None]) -> Iterator[No
     done = threading.Event()
 
     def empty() -> None:
-        for note in ray.get(board.take.remote()):
-            hear(note)
+        with suppress(RayError):  # a board that is gone has nothing to say, and must not hide why
+            for note in ray.get(board.take.remote(), timeout=_PATIENCE_S):
+                hear(note)
 
     def listen() -> None:
         while not done.wait(_POLL_S):

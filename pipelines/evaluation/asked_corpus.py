@@ -26,7 +26,7 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
     Raises:
         ValueError: if no sample of the corpus has a picture and an answer.
     """
-    if "dimensions" in json.loads(read_bytes(join(folder, MANIFEST)))["qmop"]:
+    if "dimensions" in json.loads(read_bytes(join(folder, MANIFEST))).get("qmop", {}):
         return None
     manifest = load_manifest(folder)
     home = join(store, f"asked-{manifest.digest[:12]}")

@@ -22,7 +22,7 @@ class Candidate:
         uri: its folder.
         digest: its identity, by content.
         method: compressor.
-        budget: visual tokens asked for.
+        budget: visual tokens per image; a checkpoint of QMoP's first stage shows three times its budget.
     """
 
     label: str
@@ -50,8 +50,8 @@ def discover(named: list[str]) -> Discovery:
     found: dict[str, Candidate] = {}
     skipped: dict[str, str] = {}
     for name in named:
-        label, _, path = name.rpartition("=")
-        for candidate in _resolve(label or None, path, skipped):
+        label, path = _split(name)
+        for candidate in _resolve(label, path, skipped):
             other = found.get(candidate.label)
             if other is not None and other.digest != candidate.digest:
                 raise ValueError(
@@ -60,6 +60,12 @@ def discover(named: list[str]) -> Discovery:
                 )
             found[candidate.label] = candidate
     return Discovery(candidates=tuple(found.values()), skipped=skipped)
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    """Label and path of `LABEL=PATH`; a path that exists may hold an equals sign itself."""
+    label, equals, path = name.partition("=")
+    return (None, name) if not equals or exists(name) else (label, path)
 
 
 def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Candidate]:
@@ -96,7 +102,9 @@ def _inside(label: str | None, path: str, skipped: dict[str, str]) -> list[Candi
 
 def _carded(label: str | None, uri: str) -> Candidate:
     card = read_card(uri)
-    return Candidate(label=label or card.name, uri=uri, digest=card.digest, method=card.compressor, budget=card.tokens)
+    return Candidate(
+        label=label or card.name, uri=uri, digest=card.digest, method=card.compressor, budget=card.visual_tokens
+    )
 
 
 def _foreign(label: str | None, uri: str) -> Candidate:
@@ -107,5 +115,5 @@ def _foreign(label: str | None, uri: str) -> Candidate:
         uri=uri,
         digest=sha256_of(join(uri, WEIGHTS)),
         method=config.compressor,
-        budget=projector_spec(config).tokens,
+        budget=projector_spec(config).token_count(),
     )

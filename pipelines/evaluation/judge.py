@@ -54,6 +54,8 @@ class Judge:
             seconds = (time.monotonic() - started) / len(part)
             failed += sum(told is None for told in answers)
             records += [_record(unit, r, told, seconds) for r, told in zip(part, answers, strict=True)]
+        if failed == len(items):
+            raise RuntimeError(f"none of {failed} items could be answered; nothing is recorded")
         order = {rendered.item.key: place for place, rendered in enumerate(self.items[unit.shard.url])}
         commit(unit, self.store, sorted(records, key=lambda record: order[record.key]))
         return len(records), failed

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 
 from cluster.capacity import require
 from cluster.progress import Progress
@@ -65,6 +65,7 @@ def evaluate(recipe: EvaluateRecipe, progress: Progress) -> EvaluateResult:
             require(what=f"evaluation with {workers} workers", num_cpus=workers, progress=progress)
             failed = _spread(missing, suite, workers, recipe, progress)
     kept = [unit for unit in units if finished(unit, recipe.output)]
+    failed = {name: error for name, error in failed.items() if name not in {unit.name for unit in kept}}
     assert len(units) == len(kept) + len(failed), f"{len(units)} units planned, {len(kept)} kept, {len(failed)} failed"
     return EvaluateResult(
         records=tuple(records_of_ids([unit.id for unit in kept], recipe.output)),
@@ -92,7 +93,9 @@ def prepare_suite(recipe: EvaluateRecipe, progress: Progress) -> SuiteManifest:
 
 def _rendered_suite(wanted: SuiteRecipe, store: str, progress: Progress) -> SuiteManifest:
     """Draw the suite into the store; for a remote one, draw it here and copy it, its manifest last."""
-    folder = join(store, f"suite-{wanted.seed}-{wanted.count}")
+    folder = join(store, f"suite-{wanted.seed}-{wanted.count}-{wanted.items_per_shard}")
+    if is_s3(store) and exists(join(folder, MANIFEST)):
+        return parse_manifest(read_bytes(join(folder, MANIFEST)), folder)
     with progress.stage(f"rendering suite {folder}"), TemporaryDirectory() as scratch:
         home = scratch if is_s3(store) else folder
         suite = write_suite(
@@ -121,10 +124,7 @@ def _spread(
     units: list[Unit], suite: SuiteManifest, workers: int, recipe: EvaluateRecipe, progress: Progress
 ) -> dict[str, str]:
     """Run units on `workers` processes; each takes the next unit of the checkpoint that it holds, if there is one."""
-    idle = [
-        Judge.options(num_cpus=1).remote(recipe.output, suite.folder, recipe.batch, 1)  # type: ignore[attr-defined]
-        for _ in range(workers)
-    ]
+    idle = [_new_judge(recipe, suite) for _ in range(workers)]
     waiting = deque(units)
     running: dict[Any, tuple[Any, Unit]] = {}
     holds: dict[Any, str] = {}
@@ -140,18 +140,27 @@ def _spread(
         for reference in ready:
             worker, unit = running.pop(reference)
             idle.append(worker)
-            name = f"{unit.candidate.label} on {unit.shard.url}"
+            name = unit.name
             try:
                 _, wrong = ray.get(reference)
                 done += 1
-                note = f"{name}{f', {wrong} items could not be answered' if wrong else ''}"
-                progress.update("units", done, len(units), note)
+                progress.update("units", done, len(units), name)
+                if wrong:
+                    progress.say(f"{name}: {wrong} items could not be answered and count as wrong")
             except RayError as error:
                 failed[name] = str(error).strip().splitlines()[-1]
                 progress.say(f"unit {name} failed: {failed[name]}")
+                if isinstance(error, RayActorError):  # it is gone for good: let another take its place
+                    idle.remove(worker)
+                    holds.pop(worker, None)
+                    idle.append(_new_judge(recipe, suite))
     for worker in idle:
         ray.kill(worker)
     return failed
+
+
+def _new_judge(recipe: EvaluateRecipe, suite: SuiteManifest) -> Any:
+    return Judge.options(num_cpus=1).remote(recipe.output, suite.folder, recipe.batch, 1)  # type: ignore[attr-defined]
 
 
 def _next(waiting: deque[Unit], held: str | None, elsewhere: set[str]) -> Unit:

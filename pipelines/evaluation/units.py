@@ -44,6 +44,11 @@ class Unit:
         }
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return f"{self.candidate.label} on {self.shard.url}"
+
     def place(self, store: str) -> str:
         """The file of the unit's records in a results store."""
         return _place(self.id, store)

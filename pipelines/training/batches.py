@@ -95,11 +95,13 @@ class Collator:
         """Ids of a row and how many of them are the prompt."""
         tokenizer = self.processor.tokenizer
         content: list[dict[str, Any]] = [{"type": "image"}] if with_image else []
+        image_token = self.processor.image_token
+        question, told = (text.replace(image_token, " ") for text in (question, told))  # words, not placeholders
         content.append({"type": "text", "text": question})
         prompt = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )
-        prompt = prompt.replace(self.processor.image_token, self.processor.image_token * self.processor.visual_tokens)
+        prompt = prompt.replace(image_token, image_token * self.processor.visual_tokens)
         asked = tokenizer.encode(prompt, add_special_tokens=False)
         answer = [*tokenizer.encode(told, add_special_tokens=False), tokenizer.eos_token_id]
         return (asked + answer)[: self.max_length], min(len(asked), self.max_length)

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import exists, is_s3, join, list_sizes, put_file, read_bytes, sha256_of, write_atomic
+from cluster.storage import exists, is_s3, join, list_sizes, put_file, read_bytes, remove, sha256_of, write_atomic
 from qmop import __version__
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
@@ -38,6 +38,7 @@ class CheckpointCard:
         step: optimiser steps of that stage.
         compressor: method.
         tokens: budget.
+        visual_tokens: tokens per image that the language model sees; more than the budget while QMoP aligns.
         seed: of the run.
         recipe_digest: of the recipe, see `TrainRecipe.digest`.
         corpus_digest: of the corpus.
@@ -51,6 +52,7 @@ class CheckpointCard:
     step: int
     compressor: str
     tokens: int
+    visual_tokens: int
     seed: int
     recipe_digest: str
     corpus_digest: str
@@ -77,8 +79,9 @@ def publish(
         processor: saved beside the weights.
         state: full state dict of the model.
         uri: the checkpoint's folder.
-        facts: the card's fields other than name, digest, files and versions.
+        facts: the card's fields other than name, digest, visual tokens, files and versions.
     """
+    remove(join(uri, CARD))  # an export that is written anew is no checkpoint until it is whole again
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch, state_dict=state)
         processor.save_pretrained(scratch)
@@ -89,7 +92,14 @@ def publish(
             put_file(path, join(uri, name))
     digest = hashlib.sha256("".join(f"{n}{d}" for n, (_, d) in files.items()).encode()).hexdigest()
     versions = {"qmop": __version__, **{name: version(name) for name in _LIBRARIES}}
-    card = CheckpointCard(name=uri.rsplit("/", 1)[-1], digest=digest, files=files, versions=versions, **facts)
+    card = CheckpointCard(
+        name=uri.rsplit("/", 1)[-1],
+        digest=digest,
+        visual_tokens=processor.visual_tokens,
+        files=files,
+        versions=versions,
+        **facts,
+    )
     write_atomic(join(uri, CARD), (json.dumps(asdict(card), indent=2) + "\n").encode())
     return card
 
@@ -103,9 +113,12 @@ def read_card(uri: str) -> CheckpointCard:
     """
     if not exists(join(uri, CARD)):
         raise FileNotFoundError(f"{uri} is no finished checkpoint: it has no {CARD}")
-    fields = json.loads(read_bytes(join(uri, CARD)))
-    fields["files"] = {name: tuple(entry) for name, entry in fields["files"].items()}
-    card = CheckpointCard(**fields)
+    try:
+        fields = json.loads(read_bytes(join(uri, CARD)))
+        fields["files"] = {name: tuple(entry) for name, entry in fields["files"].items()}
+        card = CheckpointCard(**fields)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{uri} has a {CARD} that this version cannot read ({error}); export it again") from error
     there = list_sizes(uri, recursive=True)
     wrong = [name for name, (size, _) in card.files.items() if there.get(join(uri, name)) != size]
     if wrong:
@@ -113,6 +126,15 @@ def read_card(uri: str) -> CheckpointCard:
             f"{uri} is damaged: {', '.join(wrong)} missing or of another size than {CARD} says; export it again"
         )
     return card
+
+
+def is_complete(uri: str) -> bool:
+    """Whether a checkpoint is there with all its files."""
+    try:
+        read_card(uri)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
 
 
 @contextmanager

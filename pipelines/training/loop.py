@@ -17,7 +17,7 @@ from torch import Tensor
 from pipelines.corpus.feed import CorpusFeed, iter_micro_batches
 from pipelines.training.batches import Batch, Collator, ahead
 from pipelines.training.engine import quiet_start, start_engine
-from pipelines.training.exports import export_name, local_copy, publish
+from pipelines.training.exports import is_complete, local_copy, publish
 from pipelines.training.objective import Objective, freeze, router_of
 from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
 from pipelines.training.schedules import rate_factor, router_state
@@ -33,8 +33,8 @@ class StagePlan:
     name: StageName
     base: str
     feed: CorpusFeed
-    exports: str
-    """Folder of the exports."""
+    exports: tuple[str, ...]
+    """Where the exports go, in the order of their steps."""
     corpus_digest: str
 
 
@@ -54,22 +54,28 @@ def train_loop(settings: LoopSettings) -> None:
 
     torch.set_num_threads(max(1, int(settings.recipe.cpus_per_worker)))
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
-    done, step, saved = _progress_so_far(settings)
-    for index, plan in enumerate(settings.plans):
-        if index >= done:
-            StageRun(settings, plan).run(step if index == done else 0, saved if index == done else None)
+    stage, step, saved = _saved_progress()
+    for plan in settings.plans:
+        if _already_exported(plan):
+            continue
+        resuming = plan.name == stage
+        StageRun(settings, plan).run(step if resuming else 0, saved if resuming else None)
 
 
-def _progress_so_far(settings: LoopSettings) -> tuple[int, int, ray.train.Checkpoint | None]:
-    """Finished stages, finished steps of the next one, and its resumable state, after a restart."""
+def _saved_progress() -> tuple[str | None, int, ray.train.Checkpoint | None]:
+    """Stage and finished steps of the latest resumable state, after a restart of the processes."""
     saved = ray.train.get_checkpoint()
     if saved is None:
-        return 0, 0, None
+        return None, 0, None
     state = saved.get_metadata()
-    names = [plan.name for plan in settings.plans]
-    if state["stage"] not in names:
-        return 0, 0, None
-    return names.index(state["stage"]), state["step"], saved
+    return state["stage"], state["step"], saved
+
+
+def _already_exported(plan: StagePlan) -> bool:
+    """Whether a stage was finished before a restart; one process looks, so that all agree."""
+    seen = [all(is_complete(uri) for uri in plan.exports) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(seen)
+    return bool(seen[0])
 
 
 class StageRun:
@@ -187,7 +193,7 @@ class StageRun:
         sharded = self.recipe.zero == 3  # noqa: PLR2004 - a ZeRO stage
         state = self.engine._zero3_consolidated_16bit_state_dict() if sharded else self.engine.module.state_dict()  # noqa: SLF001 - DeepSpeed has no public name for it
         if self.rank == 0:
-            recipe, name = self.recipe, export_name(self.recipe.compressor, self.recipe.tokens, self.plan.name, step)
+            recipe, uri = self.recipe, self.plan.exports[self.stage.export_steps().index(step)]
             facts = {
                 "stage": self.plan.name,
                 "step": step,
@@ -198,8 +204,8 @@ class StageRun:
                 "corpus_digest": self.plan.corpus_digest,
             }
             weights = {key.removeprefix("model."): value for key, value in state.items()}
-            card = publish(self.model, self.processor, weights, f"{self.plan.exports}/{name}", facts)
-            self.board.post.remote({"kind": "export", "name": name, "digest": card.digest})
+            card = publish(self.model, self.processor, weights, uri, facts)
+            self.board.post.remote({"kind": "export", "name": card.name, "digest": card.digest})
         dist.barrier()
 
     def _save(self, step: int) -> None:

@@ -11,7 +11,7 @@ from cluster.session import RaySettings
 from cluster.storage import absolute
 
 StageName = Literal["align", "tune"]
-_NOT_SHAPING = ("corpus", "output", "ray", "log_every", "max_failures")
+_NOT_SHAPING = ("corpus", "output", "ray", "log_every", "save_every", "max_failures", "cpus_per_worker")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class StageRecipe:
     Attributes:
         steps: optimiser steps; 0 leaves the stage out.
         projector_rate: peak learning rate of the projector.
-        language_rate: peak learning rate of the language model; it stays frozen at 0.
+        language_rate: peak learning rate of the language model, which trains in the tuning stage only.
         warmup: share of the steps in which the rates rise.
         exports: how many checkpoints to export, evenly spaced, the last at the end.
     """
@@ -59,6 +59,11 @@ class RouterSchedule:
     noise_start: float = 1.0
     share: float = 0.8
 
+    def __post_init__(self) -> None:
+        for name in ("temperature_start", "temperature_end", "share"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"router.{name} is {getattr(self, name)}, but it must be above 0")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRecipe:
@@ -85,7 +90,7 @@ class TrainRecipe:
         weight_decay: of AdamW.
         seed: of data order, turn choice, noise and start values.
         log_every: steps between two lines of progress.
-        save_every: steps between two resumable checkpoints; 0 saves at exports only.
+        save_every: steps between two resumable states inside a stage; with 0 a run resumes at whole stages only.
         max_failures: worker failures that a run survives.
         ray: how to reach or start Ray.
     """
@@ -122,6 +127,10 @@ class TrainRecipe:
         _at_least("workers", self.workers, 1)
         _at_least("micro_batch", self.micro_batch, 1)
         _at_least("log_every", self.log_every, 1)
+        _at_least("tokens", self.tokens, 1)
+        _at_least("save_every", self.save_every, 0)
+        if self.cpus_per_worker <= 0:
+            raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}, but it must be above 0")
         step = self.micro_batch * self.workers
         if self.global_batch < step or self.global_batch % step:
             raise ValueError(

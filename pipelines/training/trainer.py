@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -14,11 +15,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.capacity import require
 from cluster.progress import Progress
 from cluster.session import ray_session
-from cluster.storage import absolute, arrow_filesystem, exists, join, read_bytes, write_atomic
+from cluster.storage import absolute, arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
 from pipelines.board import Board, listening
 from pipelines.corpus.feed import READING_CPUS, CorpusFeed, ExactSplit
 from pipelines.corpus.manifest import Manifest, load_manifest
-from pipelines.training.exports import CARD, FOLDER, export_name
+from pipelines.training.exports import FOLDER, WEIGHTS, export_name, is_complete
 from pipelines.training.loop import LoopSettings, StagePlan, train_loop
 from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, compressor_options
 from qmop.compressors import build_projector
@@ -26,7 +27,7 @@ from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import base_path
 
 _RUN = "run.json"
-_GROUP_TIMEOUT_S = 120
+_COLLECTIVE_TIMEOUT_S = 1800  # an export of billions of parameters happens while the other processes wait
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +55,17 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
         progress.say(f"training {recipe.compressor}: reusing all {len(exports)} checkpoints in {recipe.output}")
         return TrainResult(exports=exports, trained=False)
     with ray_session(recipe.ray, progress):
+        gpu = ray.cluster_resources().get("GPU", 0) >= recipe.workers
         require(
             what=f"training with {recipe.workers} workers",
             num_cpus=recipe.workers * recipe.cpus_per_worker + READING_CPUS,
+            num_gpus=recipe.workers if gpu else 0,
             progress=progress,
         )
         how = f"{recipe.workers} workers, ZeRO-{recipe.zero}"
         with progress.stage(f"training {recipe.compressor} at {recipe.tokens} tokens with {how}"):
-            _fit(recipe, plans, progress)
-    missing = [uri for uri in exports if not exists(join(uri, CARD))]
+            _fit(recipe, plans, progress, gpu=gpu)
+    missing = [uri for uri in exports if not is_complete(uri)]
     assert not missing, f"training ended without the exports {missing}"
     return TrainResult(exports=exports, trained=True)
 
@@ -73,8 +76,16 @@ def check_compressor(recipe: TrainRecipe) -> None:
     for stage in recipe.stages:
         options = compressor_options(recipe, stage)
         fields.update(compressor=recipe.compressor, compressor_tokens=recipe.tokens, compressor_options=options)
-        with torch.device("meta"):
-            build_projector(QMoPConfig.from_dict(fields))
+        try:
+            with torch.device("meta"):
+                projector = build_projector(QMoPConfig.from_dict(fields))
+        except TypeError as error:
+            raise ValueError(f"options {recipe.options} do not fit {recipe.compressor}: {error}") from error
+        if recipe.max_length <= projector.token_count():
+            raise ValueError(
+                f"max_length is {recipe.max_length}, but stage {stage} shows {projector.token_count()} visual tokens: "
+                "leave room for question and answer as well"
+            )
 
 
 def _export_uris(recipe: TrainRecipe, stage: StageName) -> list[str]:
@@ -92,13 +103,13 @@ def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Ma
             micro_batch=recipe.micro_batch,
             samples=recipe.stage(stage).steps * recipe.global_batch,
         )
-        if not all(exists(join(uri, CARD)) for uri in uris):
+        if not all(is_complete(uri) for uri in uris):
             plans.append(
                 StagePlan(
                     name=stage,
                     base=base,
                     feed=feed,
-                    exports=join(recipe.output, FOLDER),
+                    exports=tuple(uris),
                     corpus_digest=manifest.digest,
                 )
             )
@@ -109,30 +120,29 @@ def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Ma
 def _claim(recipe: TrainRecipe, manifest: Manifest) -> None:
     """Write the recipe beside its run, or refuse a folder that holds a run of another recipe or corpus."""
     place = join(recipe.output, _RUN)
-    mine = {"digest": recipe.digest, "corpus_digest": manifest.digest, "recipe": asdict(recipe)}
+    base = sha256_of(join(absolute(base_path(recipe.base)), WEIGHTS))
+    mine = {"digest": recipe.digest, "corpus": manifest.digest, "base": base, "recipe": asdict(recipe)}
     mine = json.loads(json.dumps(mine))
     if not exists(place):
         write_atomic(place, (json.dumps(mine, indent=2) + "\n").encode())
         return
     theirs = json.loads(read_bytes(place))
-    if (theirs["digest"], theirs["corpus_digest"]) != (recipe.digest, manifest.digest):
-        changed = [name for name in SHAPING if theirs["recipe"].get(name) != mine["recipe"][name]]
-        if theirs["corpus_digest"] != manifest.digest:
-            changed.append("corpus")
+    changed = [name for name in SHAPING if theirs.get("recipe", {}).get(name) != mine["recipe"][name]]
+    changed += [f"content of the {name}" for name in ("corpus", "base") if theirs.get(name) != mine[name]]
+    if changed:
         raise ValueError(
             f"output {recipe.output} holds a run of another recipe ({', '.join(changed)} differ): "
             "choose another output, or delete that folder"
         )
 
 
-def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress) -> None:
+def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, *, gpu: bool) -> None:
     board = Board.remote()  # type: ignore[attr-defined]
     filesystem, path = arrow_filesystem(join(recipe.output, "ray"))
-    gpu = torch.cuda.is_available()
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=LoopSettings(recipe=recipe, plans=plans, board=board),  # type: ignore[arg-type]
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_GROUP_TIMEOUT_S),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=recipe.workers, use_gpu=gpu, resources_per_worker={"CPU": recipe.cpus_per_worker}
         ),

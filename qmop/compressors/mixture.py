@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qmop.compressors.base import Compressor, Declaration, budget, one_of
-from qmop.compressors.registry import build_compressor, method_class, register
+from qmop.compressors.registry import build_compressor, check_options, method_class, register
 from qmop.compressors.router import Router, Select, select_branches
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 
@@ -61,15 +61,19 @@ class Mixture(Compressor):
         branches: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
-        _check(stage, select, top_k, threshold, branches or {})
+        branches, router = branches or {}, router or {}
+        _check(stage, select, top_k, threshold, branches)
+        for name, options in branches.items():
+            check_options(f"branch {name!r}", options, list(options))
+        check_options("the router", router, ["hidden", "normalise", "temperature"])
         self.stage, self.select, self.top_k, self.threshold = stage, select, top_k, threshold
         self.branches = nn.ModuleDict(
             {
-                name: build_compressor(name, width=width, grid=grid, tokens=tokens, **(branches or {}).get(name, {}))
+                name: build_compressor(name, width=width, grid=grid, tokens=tokens, **branches.get(name, {}))
                 for name in BRANCHES
             }
         )
-        self.router = Router(image_width=width, text_width=text_width, branches=len(BRANCHES), **(router or {}))
+        self.router = Router(image_width=width, text_width=text_width, branches=len(BRANCHES), **router)
 
     @classmethod
     def token_count(cls, tokens: int, *, grid: Grid, stage: int) -> int:

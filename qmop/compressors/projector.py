@@ -116,5 +116,10 @@ def build_projector(config: Any) -> Projector:
         ValueError: for an unknown method or option, or a budget that does not suit the grid.
     """
     spec = projector_spec(config)
+    for field in ("grid", "width", "tokens", "name"):
+        if field in spec.options:
+            raise ValueError(
+                f"options names {field}, which is no option: the configuration has a place of its own for it"
+            )
     compressor = build_compressor(spec.name, grid=spec.grid, width=spec.width, tokens=spec.tokens, **spec.options)
     return Projector(compressor, Connector(spec.width, spec.language_width, spec.activation, bias=spec.bias))

@@ -49,6 +49,20 @@ def list_compressors() -> dict[str, Declaration]:
     return {name: _METHODS[name].declaration for name in sorted(_METHODS)}
 
 
+def check_options(whose: str, options: object, known: list[str]) -> None:
+    """Refuse options that are no mapping or name a field that is not there.
+
+    Raises:
+        ValueError: naming the wrong fields and the right ones.
+    """
+    if not isinstance(options, dict):
+        raise ValueError(f"options of {whose} are {options!r}, but a mapping of fields to values is needed")
+    unknown = sorted(set(map(str, options)) - set(known))
+    if unknown:
+        takes = f"its fields are {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"options names {', '.join(unknown)}, which {whose} does not take: {takes}")
+
+
 def build_compressor(
     name: str, *, grid: int = 24, width: int = 1024, tokens: int | None = None, **options: Any
 ) -> Compressor:
@@ -66,7 +80,5 @@ def build_compressor(
     """
     method: Callable[..., Compressor] = method_class(name)
     known = [field for field in signature(method).parameters if field not in ("width", "grid", "tokens")]
-    if unknown := sorted(set(options) - set(known)):
-        takes = f"its fields are {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"options names {', '.join(unknown)}, which compressor {name!r} does not take: {takes}")
+    check_options(f"compressor {name!r}", options, known)
     return method(width=width, grid=grid, tokens=grid * grid if tokens is None else tokens, **options)

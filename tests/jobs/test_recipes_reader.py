@@ -71,10 +71,15 @@ def test_field_names_are_dotted() -> None:
 @pytest.mark.parametrize("name", shipped())
 def test_shipped_recipes_are_valid(name: str) -> None:
     from jobs.evaluate import RECIPE as EVALUATE  # noqa: PLC0415
+    from jobs.prepare import RECIPE as PREPARE  # noqa: PLC0415
     from jobs.quickstart import RECIPE as QUICKSTART  # noqa: PLC0415
+    from jobs.report import RECIPE as REPORT  # noqa: PLC0415
 
     kinds = {"train": TRAIN, "serve": SERVE, "evaluate": EVALUATE, "quickstart": QUICKSTART}
+    kinds |= {"prepare": PREPARE, "report": REPORT}
     rest = {
+        "prepare": ["--output", "o"],
+        "report": ["--results", "r"],
         "train": ["--corpus", "c", "--output", "o"],
         "evaluate": ["--checkpoints", "[tiny]", "--output", "o"],
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from PIL import Image
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines.corpus.feed import MicroBatch
 from pipelines.corpus.images import decode_image
+from qmop.answering import prompt
 from qmop.processing_qmop import QMoPProcessor
 from qmop.vtcbench.draws import Draws
 
@@ -93,16 +94,11 @@ class Collator:
 
     def _ids(self, question: str, told: str, *, with_image: bool) -> tuple[list[int], int]:
         """Ids of a row and how many of them are the prompt."""
-        tokenizer = self.processor.tokenizer
-        content: list[dict[str, Any]] = [{"type": "image"}] if with_image else []
-        image_token = self.processor.image_token
+        tokenizer, image_token = self.processor.tokenizer, self.processor.image_token
         question, told = (text.replace(image_token, " ") for text in (question, told))  # words, not placeholders
-        content.append({"type": "text", "text": question})
-        prompt = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        prompt = prompt.replace(image_token, image_token * self.processor.visual_tokens)
-        asked = tokenizer.encode(prompt, add_special_tokens=False)
+        asked_text = prompt(self.processor, question, with_image=with_image)
+        asked_text = asked_text.replace(image_token, image_token * self.processor.visual_tokens)
+        asked = tokenizer.encode(asked_text, add_special_tokens=False)
         answer = [*tokenizer.encode(told, add_special_tokens=False), tokenizer.eos_token_id]
         return (asked + answer)[: self.max_length], min(len(asked), self.max_length)
 
@@ -110,10 +106,10 @@ class Collator:
         length, pad = max(len(ids) for ids, _ in rows), self.processor.tokenizer.pad_token_id
         ids = torch.full((len(rows), length), pad)
         mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
-        for row, (tokens, prompt) in enumerate(rows):
+        for row, (tokens, asked) in enumerate(rows):
             ids[row, : len(tokens)] = torch.tensor(tokens)
             mask[row, : len(tokens)] = 1
-            labels[row, prompt : len(tokens)] = ids[row, prompt : len(tokens)]
+            labels[row, asked : len(tokens)] = ids[row, asked : len(tokens)]
         return {"input_ids": ids, "attention_mask": mask}, labels
 
 

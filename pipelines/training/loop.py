@@ -126,7 +126,7 @@ class StageRun:
         self._schedule(step)
         parts = [next(batches) for _ in range(self.recipe.accumulation)]
         waited = time.monotonic() - started
-        targets = self._over_processes(sum(part.targets for part in parts))
+        targets = max(1.0, self._over_processes(sum(part.targets for part in parts)))  # all answers may be cut off
         scale = self.world * self.recipe.accumulation / targets  # DeepSpeed averages over both
         own, weights = 0.0, None
         self.engine.train()

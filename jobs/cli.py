@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from jobs.recipes_reader import RecipeError, parse_recipe
+from jobs.recipes_reader import parse_recipe
 
 JOBS = {
     "prepare": "turn pictures and texts into validated shards",
@@ -75,7 +75,7 @@ def _run_job(name: str, rest: list[str]) -> int:
 
 def _from_a_worker(error: Exception) -> bool:
     """Errors of remote processes are ours to explain, not the user's: Ray makes them look like the original's type."""
-    return type(error).__module__.startswith("ray.") and not isinstance(error, RecipeError)
+    return type(error).__module__.startswith("ray.")
 
 
 def _complain(sentence: str, code: int = MISTAKE) -> int:

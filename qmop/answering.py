@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
+from qmop.fitting import take_image_inputs
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
 
@@ -47,11 +48,7 @@ def answer(
     prompts = [prompt(processor, question) for question in questions]
     batch = processor(images=list(images), text=prompts, query=list(questions), padding=True, return_tensors="pt")
     batch = batch.to(model.device)
-    encoded = model.get_image_features(
-        batch.pop("pixel_values"),
-        query_input_ids=batch.pop("query_input_ids", None),
-        query_attention_mask=batch.pop("query_attention_mask", None),
-    )
+    encoded = model.get_image_features(**take_image_inputs(batch))
     written = model.generate(
         **batch, mm_encoder_outputs={"image": encoded}, max_new_tokens=max_new_tokens, do_sample=False
     )

@@ -73,5 +73,5 @@ def _carried(source: QMoPForConditionalGeneration, model: QMoPForConditionalGene
     return {
         name: value
         for name, value in source.state_dict().items()
-        if ".compressor." not in name or (same and name in own and own[name].shape == value.shape)
+        if name in own and (".compressor." not in name or (same and own[name].shape == value.shape))
     }

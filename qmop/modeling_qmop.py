@@ -11,11 +11,12 @@ from transformers import AutoModel, AutoModelForImageTextToText, LlavaForConditi
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast, LlavaPreTrainedModel
 
-from qmop.compressors import build_projector
+from qmop.compressors import projector_spec
 from qmop.compressors.base import Compressor
 from qmop.configuration_qmop import QMoPConfig
 from qmop.encoders import QueryEncoder, visual_features
-from qmop.features import CompressedTokens, Query
+from qmop.features import CompressedTokens, Query, VisualFeatures
+from qmop.fitting import IMAGE_INPUTS, fit_words, generate_fitted
 
 
 @dataclass
@@ -47,7 +48,7 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
     def __init__(self, config: QMoPConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)  # not LlavaModel's, which would build its own projector
         self.vision_tower = AutoModel.from_config(config.vision_config)
-        self.multi_modal_projector = build_projector(config)
+        self.multi_modal_projector = projector_spec(config).build()
         self.query_encoder = None
         if config.query_config is not None:
             self.query_encoder = QueryEncoder(config.query_config, config.vision_config)
@@ -61,68 +62,87 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         query_attention_mask: Tensor | None = None,
         image_rows: Tensor | None = None,
         visual_tokens: int | None = None,
+        language_query_ids: Tensor | None = None,
+        language_query_mask: Tensor | None = None,
+        overview_tiles: Tensor | None = None,
         vision_feature_layer: int | None = None,
         **_: Any,
     ) -> ImageOutput:
         """Encode and compress images.
 
         Args:
-            pixel_values: `(B, 3, H, W)`, normalised.
-            query_input_ids: `(R, T)`, one question per prompt row.
-            query_attention_mask: `(R, T)`.
+            pixel_values: `(B, 3, H, W)`, normalised; an image may be a tile of a larger picture.
+            query_input_ids: `(R, T)`, one question per prompt row, or `(R, G, T)` in segments.
+            query_attention_mask: of the same shape.
             image_rows: `(B,)`, the prompt row of each image; image i belongs to row i when absent.
             visual_tokens: another budget than the built one, for elastic methods.
+            language_query_ids: `(R, T)`, the questions in the language model's own tokens.
+            language_query_mask: `(R, T)`.
+            overview_tiles: `(B,)`, for each tile the place in the batch of its picture's overview.
             vision_feature_layer: another layer than the configured one.
 
         Raises:
             ValueError: if a text-guided method gets no question, or images and questions cannot be matched.
         """
-        projector, encoder = self.multi_modal_projector, self.query_encoder
-        features = visual_features(
-            self.vision_tower,
-            pixel_values.to(self.dtype),
-            projector.declaration,
-            layer=self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer,
-            attention_layer=self.config.importance_layer,
-            projection=None if encoder is None else encoder.visual_projection,
-        )
+        projector = self.multi_modal_projector
+        features = self._features(pixel_values, vision_feature_layer, visual_tokens)
+        if overview_tiles is not None and features.summary_BC is not None:
+            features.summary_BC = features.summary_BC[overview_tiles]
         query = self._query(query_input_ids, query_attention_mask, image_rows, len(pixel_values))
+        if query is not None and "language_query" in projector.declaration.reads and language_query_ids is not None:
+            states = self._language_query(language_query_ids, language_query_mask)
+            query.language_BD = states if image_rows is None else states[image_rows]
         compressed = projector(features, query, tokens=visual_tokens)
         return ImageOutput(pooler_output=compressed.per_image(), compressed=compressed)
 
+    def _features(self, pixel_values: Tensor, layer: int | None, tokens: int | None) -> VisualFeatures:
+        """The vision tower's pass, with what the method reads."""
+        projector, config = self.multi_modal_projector, self.config
+        pixels = pixel_values.to(self.dtype)
+        return visual_features(
+            self.vision_tower,
+            projector.compressor.picture(pixels, config.vision_config.patch_size, tokens),
+            projector.declaration,
+            layer=config.vision_feature_layer if layer is None else layer,
+            attention_layer=config.importance_layer,
+            levels=config.feature_levels,
+            query_encoder=self.query_encoder,
+        )
+
     def _query(self, ids: Tensor | None, mask: Tensor | None, image_rows: Tensor | None, images: int) -> Query | None:
         """The question of each image, or None where the method reads none."""
-        projector = self.multi_modal_projector
-        if ids is None or "query" not in projector.declaration.reads:
+        declaration = self.multi_modal_projector.declaration
+        if ids is None or "query" not in declaration.reads:
             return None
         if self.query_encoder is None:
-            raise ValueError(
-                f"{projector.declaration.name} reads the question, but this model has no text tower: set query_config"
-            )
-        query = self.query_encoder(ids, mask)
+            raise ValueError(f"{declaration.name} reads the question, but this model has no text tower: set query_config")
+        query = self.query_encoder(ids, mask, last="last_text" in declaration.reads)
         if image_rows is not None:
             return query.rows(image_rows)
         if len(ids) != images:
             raise ValueError(f"there are {images} images but {len(ids)} questions: pass image_rows, one row per image")
         return query
 
-    def forward(  # noqa: PLR0917 - transformers' own order of arguments
+    @torch.no_grad()
+    def _language_query(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """The last real token of each question, by the language model's last layer, `(R, D)`."""
+        mask = torch.ones_like(ids) if mask is None else mask
+        states = self.language_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        last = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
+        return states[torch.arange(len(ids), device=ids.device), last]
+
+    def forward(
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        query_input_ids: Tensor | None = None,
-        query_attention_mask: Tensor | None = None,
-        image_rows: Tensor | None = None,
-        visual_tokens: int | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
-        """As `LlavaModel.forward`, with the question's tokens beside the pixels."""
+        """As `LlavaModel.forward`, with the question's tokens (see `get_image_features`) beside the pixels."""
+        asked = {name: kwargs.pop(name) for name in IMAGE_INPUTS[1:] if name in kwargs}
         if pixel_values is not None:
-            images = self.get_image_features(
-                pixel_values, query_input_ids, query_attention_mask, image_rows, visual_tokens
-            )
+            images = self.get_image_features(pixel_values, **asked)
             mm_encoder_outputs = {**(mm_encoder_outputs or {}), "image": images}
         return super().forward(
             input_ids=input_ids, attention_mask=attention_mask, mm_encoder_outputs=mm_encoder_outputs, **kwargs
@@ -130,7 +150,11 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
 
 
 class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGeneration):
-    """`LlavaForConditionalGeneration` over a `QMoPModel`."""
+    """`LlavaForConditionalGeneration` over a `QMoPModel`.
+
+    Where a method keeps fewer tokens of an image than the prompt has placeholders, the surplus is dropped; `forward`
+    then returns logits of the shorter rows, and `generate` still returns what the caller passed in, continued.
+    """
 
     def __init__(self, config: QMoPConfig) -> None:
         LlavaPreTrainedModel.__init__(self, config)
@@ -151,21 +175,39 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
         query_attention_mask: Tensor | None = None,
         image_rows: Tensor | None = None,
         visual_tokens: int | None = None,
+        language_query_ids: Tensor | None = None,
+        language_query_mask: Tensor | None = None,
+        overview_tiles: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
         """As stock LLaVA; the names of the question's tokens stand here because `generate` passes only named ones."""
-        return super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            query_input_ids=query_input_ids,
-            query_attention_mask=query_attention_mask,
-            image_rows=image_rows,
-            visual_tokens=visual_tokens,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-        )
+        if pixel_values is not None:
+            asked = {
+                "query_input_ids": query_input_ids,
+                "query_attention_mask": query_attention_mask,
+                "image_rows": image_rows,
+                "visual_tokens": visual_tokens,
+                "language_query_ids": language_query_ids,
+                "language_query_mask": language_query_mask,
+                "overview_tiles": overview_tiles,
+            }
+            images = self.get_image_features(pixel_values, **asked)
+            mm_encoder_outputs = {**(mm_encoder_outputs or {}), "image": images}
+        words = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        compressed = getattr((mm_encoder_outputs or {}).get("image"), "compressed", None)
+        if compressed is not None and input_ids is not None and self._may_exceed(compressed):
+            words = fit_words(self.config, words, compressed, positions=True)
+        return super().forward(mm_encoder_outputs=mm_encoder_outputs, **words)
+
+    def _may_exceed(self, compressed: CompressedTokens) -> bool:
+        """Whether prompts may have placeholders to spare; where counts are fixed, no device is waited for."""
+        full = self.model.multi_modal_projector.token_count()
+        return compressed.mask_BM is not None or compressed.tokens_BMC.shape[1] < full
+
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
+        """As stock `generate`, with the inputs of `forward`; rows of ids come back as they were, continued."""
+        return generate_fitted(super().generate, self.get_image_features, self.config, inputs, kwargs)
 
 
 AutoModel.register(QMoPConfig, QMoPModel, exist_ok=True)

@@ -16,6 +16,7 @@ from pipelines.serving.text_stream import Detokenizer, StopText
 from qmop import load
 from qmop.compressors.mixture import BRANCHES
 from qmop.features import CompressedTokens
+from qmop.fitting import take_image_inputs
 from qmop.modeling_qmop import ImageOutput
 
 
@@ -105,8 +106,7 @@ class QMoPEngine:
 
     def _encode(self, inputs: dict[str, Any]) -> ImageOutput | None:
         """Take the pictures out of the inputs and compress them, so that what was kept can be reported."""
-        names = ("pixel_values", "query_input_ids", "query_attention_mask", "image_rows")
-        taken = {name: inputs.pop(name) for name in names if name in inputs}
+        taken = take_image_inputs(inputs)
         return self._model.get_image_features(**taken) if "pixel_values" in taken else None
 
     def _visual(self, compressed: CompressedTokens | None) -> VisualUsage:

@@ -9,6 +9,7 @@ from pipelines.training.batches import IGNORED
 from pipelines.training.recipe import StageName
 from qmop.compressors.mixture import Mixture
 from qmop.compressors.router import Router
+from qmop.fitting import fit_words, take_image_inputs
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 
 
@@ -30,16 +31,14 @@ class Objective(nn.Module):
             dummy: the only image is a blank that no prompt refers to; it is encoded and multiplied by zero.
         """
         inputs = dict(inputs)
-        images = self.model.get_image_features(
-            inputs.pop("pixel_values"),
-            query_input_ids=inputs.pop("query_input_ids", None),
-            query_attention_mask=inputs.pop("query_attention_mask", None),
-            image_rows=inputs.pop("image_rows"),
-        )
+        images = self.model.get_image_features(**take_image_inputs(inputs))
         compressed = images.compressed
         assert compressed is not None
         assert compressed.tokens_BMC is not None
         encoded = {} if dummy else {"image": images}
+        if not dummy and compressed.mask_BM is not None:
+            inputs = fit_words(self.model.config, {**inputs, "labels": labels}, compressed, positions=True)
+            labels = inputs.pop("labels")
         logits = self.model(**inputs, mm_encoder_outputs=encoded, use_cache=False).logits
         loss = F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"

@@ -22,7 +22,7 @@ from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.training.exports import FOLDER, WEIGHTS, export_name, is_complete
 from pipelines.training.loop import LoopSettings, StagePlan, train_loop
 from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, compressor_options
-from qmop.compressors import build_projector
+from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import base_path
 
@@ -78,7 +78,7 @@ def check_compressor(recipe: TrainRecipe) -> None:
         fields.update(compressor=recipe.compressor, compressor_tokens=recipe.tokens, compressor_options=options)
         try:
             with torch.device("meta"):
-                projector = build_projector(QMoPConfig.from_dict(fields))
+                projector = projector_spec(QMoPConfig.from_dict(fields)).build()
         except TypeError as error:
             raise ValueError(f"options {recipe.options} do not fit {recipe.compressor}: {error}") from error
         if recipe.max_length <= projector.token_count():

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 
-Reads = Literal["summary", "cls_attention", "text_space", "query"]
+Reads = Literal[
+    "levels", "class_token", "summary", "cls_attention", "keys", "text_space", "query", "last_text", "language_query"
+]
 """What beside the patches a method may ask for; only what is declared is computed."""
+
+Readout = Literal["connector", "connector_first", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,14 @@ class Declaration:
         trained: whether it has parameters of its own to train.
         text_guided: whether its result depends on the question.
         fixed_count: whether every image gets the same number of tokens.
+        elastic: whether one built method takes any fitting budget per call.
         acts: before the language model or inside it.
+        readout: `connector`: compress C wide, then the shared connector; `connector_first`: connect every patch,
+            then compress D wide; `own`: the method itself ends at width D.
+        attention_layer: block whose class attention and keys are read; negative counts from the end.
+        split_heads: whether that attention is the mean over heads, or that of one head as wide as the tower.
+        text_layer: hidden state whose patches are mapped into text space.
+        text_norm: whether they pass the tower's final LayerNorm on the way.
     """
 
     name: str
@@ -35,14 +46,24 @@ class Declaration:
     trained: bool = False
     text_guided: bool = False
     fixed_count: bool = True
+    elastic: bool = False
     acts: Literal["pre_llm", "in_llm"] = "pre_llm"
+    readout: Readout = "connector"
+    attention_layer: int = -1
+    split_heads: bool = True
+    text_layer: int = -1
+    text_norm: bool = True
 
 
 class Compressor(nn.Module, ABC):
-    """N x C features of an image to M x C tokens.
+    """N x C features of an image to M x C tokens (M x D for methods with a readout of their own).
+
+    A subclass with fields of its own takes them as keyword-only arguments after these. One named `text_width` or
+    `language_width` is filled in from the model's configuration where the user leaves it out. A subclass whose
+    options change what it reads sets `self.declaration` to a changed copy.
 
     Args:
-        width: C, the width of the vision tower.
+        width: C, the width of the vision tower (D, the language width, with `readout="connector_first"`).
         grid: side of the square patch grid.
         tokens: M, the budget.
 
@@ -50,12 +71,17 @@ class Compressor(nn.Module, ABC):
         ValueError: if the budget does not suit the grid.
     """
 
-    declaration: ClassVar[Declaration]
+    declaration: Declaration
 
     def __init__(self, *, width: int, grid: int, tokens: int) -> None:
         super().__init__()
         in_range(tokens, grid)
         self.width, self.grid, self.tokens = width, grid, tokens
+
+    @classmethod
+    def default_tokens(cls, grid: int) -> int:
+        """The budget where none is named: stride 2 or the next one that divides the grid, so 144 of 576."""
+        return max(side for side in range(1, max(2, grid // 2 + 1)) if grid % side == 0) ** 2
 
     @abstractmethod
     def forward(
@@ -71,9 +97,18 @@ class Compressor(nn.Module, ABC):
 
     @classmethod
     def token_count(cls, tokens: int, *, grid: Grid, stage: int) -> int:
-        """How many tokens the language model sees for a budget, on a grid, in a training stage."""
+        """How many tokens the language model sees for a budget, on a grid, in a training stage; at most, if it varies."""
         del grid, stage
         return tokens
+
+    def align(self, features: VisualFeatures, query: Query | None = None) -> CompressedTokens:
+        """Compress in the alignment stage, where there may be no question: as `forward` unless overridden."""
+        return self(features, query)
+
+    def picture(self, pixels_BCHW: Tensor, patch_size: int, tokens: int | None = None) -> Tensor:
+        """What the vision tower is shown: the pixels as they are, unless a method acts on the picture itself."""
+        del patch_size, tokens
+        return pixels_BCHW
 
     def initialise(self) -> None:
         """Set the start values of parameters held by this very module (not by its children)."""

@@ -17,6 +17,11 @@ class Identity(Compressor):
         super().__init__(width=width, grid=grid, tokens=tokens)
         budget(grid * grid, tokens, "mlp")
 
+    @classmethod
+    def default_tokens(cls, grid: int) -> int:
+        """Every patch."""
+        return grid * grid
+
     def forward(
         self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None
     ) -> CompressedTokens:

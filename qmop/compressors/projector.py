@@ -9,7 +9,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from qmop.compressors.base import Compressor, Declaration
-from qmop.compressors.registry import build_compressor, method_class
+from qmop.compressors.registry import build_compressor, method_class, option_names
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 
 
@@ -28,7 +28,12 @@ class Connector(nn.Module):
 
 
 class Projector(nn.Module):
-    """Features of an image to M tokens of language width D."""
+    """Features of an image to M tokens of language width D.
+
+    Args:
+        compressor: the method.
+        connector: into width D; unused by methods with a readout of their own.
+    """
 
     def __init__(self, compressor: Compressor, connector: nn.Module) -> None:
         super().__init__()
@@ -54,15 +59,19 @@ class Projector(nn.Module):
     def forward(
         self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None
     ) -> CompressedTokens:
-        """Compress, then connect: tokens `(B, M, D)`, everything else as the compressor returned it."""
+        """Compress and connect: tokens `(B, M, D)`, everything else as the compressor returned it."""
+        readout = self.declaration.readout
+        if readout == "connector_first":
+            features = features.with_patches(self.connector(features.patches_BNC))
         compressed = self.compressor(features, query, tokens=tokens)
-        compressed.tokens_BMC = self.connector(compressed.tokens_BMC)
+        if readout == "connector":
+            compressed.tokens_BMC = self.connector(compressed.tokens_BMC)
         return compressed
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorSpec:
-    """What a model's configuration says about its projector, checked without building it."""
+    """What a projector is made of, known without building it."""
 
     name: str
     grid: int
@@ -83,6 +92,55 @@ class ProjectorSpec:
         stage = self.options.get("stage", 2)
         return method_class(self.name).token_count(self.tokens, grid=(self.grid, self.grid), stage=stage)
 
+    def build(self) -> Projector:
+        """The projector.
+
+        Raises:
+            ValueError: for an unknown option, or a budget that does not suit the grid.
+        """
+        for field in ("grid", "width", "tokens", "name"):
+            if field in self.options:
+                raise ValueError(
+                    f"options names {field}, which is no option: the configuration has a place of its own for it"
+                )
+        readout, options = self.declaration.readout, dict(self.options)
+        if "language_width" in option_names(self.name):
+            options.setdefault("language_width", self.language_width)
+        width = self.language_width if readout == "connector_first" else self.width
+        compressor = build_compressor(self.name, grid=self.grid, width=width, tokens=self.tokens, **options)
+        if readout == "own":
+            return Projector(compressor, nn.Identity())
+        return Projector(compressor, Connector(self.width, self.language_width, self.activation, bias=self.bias))
+
+
+def build_projector(
+    name: str,
+    *,
+    grid: int = 24,
+    width: int = 1024,
+    tokens: int | None = None,
+    language_width: int = 4096,
+    **options: Any,
+) -> Projector:
+    """A method with its connector, by default at the size of LLaVA-1.5-7B.
+
+    Args:
+        name: a name of `list_compressors()`.
+        grid: side of the patch grid.
+        width: C, the vision width.
+        tokens: M, the budget; the method's default when absent.
+        language_width: D.
+        options: the method's own fields.
+
+    Raises:
+        ValueError: for an unknown name or option, or a budget that does not suit the grid.
+    """
+    budget = method_class(name).default_tokens(grid) if tokens is None else tokens
+    spec = ProjectorSpec(
+        name=name, grid=grid, width=width, language_width=language_width, tokens=budget, options=options
+    )
+    return spec.build()
+
 
 def projector_spec(config: Any) -> ProjectorSpec:
     """Read the projector's part of a `QMoPConfig`.
@@ -94,32 +152,24 @@ def projector_spec(config: Any) -> ProjectorSpec:
     if vision.image_size % vision.patch_size:
         raise ValueError(f"image_size is {vision.image_size}, which patches of {vision.patch_size} do not divide")
     grid = vision.image_size // vision.patch_size
-    options = dict(config.compressor_options)
-    if config.compressor == "qmop" and config.query_config is not None:
-        options.setdefault("text_width", config.query_config.projection_dim)
+    name, options = config.compressor, dict(config.compressor_options)
+    if config.query_config is not None and "text_width" in option_names(name):
+        options.setdefault("text_width", text_width(config.query_config))
+    if config.feature_levels is not None and "levels" in option_names(name):
+        options.setdefault("levels", len(config.feature_levels))
+    tokens = config.compressor_tokens
     return ProjectorSpec(
-        name=config.compressor,
+        name=name,
         grid=grid,
         width=vision.hidden_size,
         language_width=config.text_config.hidden_size,
-        tokens=grid * grid if config.compressor_tokens is None else config.compressor_tokens,
+        tokens=method_class(name).default_tokens(grid) if tokens is None else tokens,
         options=options,
         activation=config.projector_hidden_act,
         bias=config.multimodal_projector_bias,
     )
 
 
-def build_projector(config: Any) -> Projector:
-    """The projector that a `QMoPConfig` describes.
-
-    Raises:
-        ValueError: for an unknown method or option, or a budget that does not suit the grid.
-    """
-    spec = projector_spec(config)
-    for field in ("grid", "width", "tokens", "name"):
-        if field in spec.options:
-            raise ValueError(
-                f"options names {field}, which is no option: the configuration has a place of its own for it"
-            )
-    compressor = build_compressor(spec.name, grid=spec.grid, width=spec.width, tokens=spec.tokens, **spec.options)
-    return Projector(compressor, Connector(spec.width, spec.language_width, spec.activation, bias=spec.bias))
+def text_width(query_config: Any) -> int:
+    """E, the width of the text space of a CLIP or SigLIP text tower."""
+    return getattr(query_config, "projection_dim", None) or query_config.projection_size

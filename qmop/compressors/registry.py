@@ -63,6 +63,11 @@ def check_options(whose: str, options: object, known: list[str]) -> None:
         raise ValueError(f"options names {', '.join(unknown)}, which {whose} does not take: {takes}")
 
 
+def option_names(name: str) -> list[str]:
+    """The fields of a method beside width, grid and budget."""
+    return [field for field in signature(method_class(name)).parameters if field not in ("width", "grid", "tokens")]
+
+
 def build_compressor(
     name: str, *, grid: int = 24, width: int = 1024, tokens: int | None = None, **options: Any
 ) -> Compressor:
@@ -72,13 +77,13 @@ def build_compressor(
         name: a name of `list_compressors()`.
         grid: side of the patch grid.
         width: C, the vision width.
-        tokens: M, the budget; every patch when absent.
+        tokens: M, the budget; the method's default when absent: a quarter of the patches, every patch for `mlp`.
         options: the method's own fields.
 
     Raises:
         ValueError: for an unknown name or option, or a budget that does not suit the grid.
     """
     method: Callable[..., Compressor] = method_class(name)
-    known = [field for field in signature(method).parameters if field not in ("width", "grid", "tokens")]
-    check_options(f"compressor {name!r}", options, known)
-    return method(width=width, grid=grid, tokens=grid * grid if tokens is None else tokens, **options)
+    check_options(f"compressor {name!r}", options, option_names(name))
+    budget = method_class(name).default_tokens(grid) if tokens is None else tokens
+    return method(width=width, grid=grid, tokens=budget, **options)

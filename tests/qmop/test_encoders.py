@@ -9,7 +9,7 @@ from transformers import CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisi
 
 from qmop import encoders
 from qmop.compressors.base import Declaration, Reads
-from qmop.encoders import QueryEncoder, class_attention, visual_features
+from qmop.encoders import QueryEncoder, visual_features
 from qmop.tiny.configs import query_config, vision_config
 from qmop.tiny.tokenizer import query_tokenizer
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from qmop.compressors.mixture import Mixture
-from qmop.compressors.projector import Connector, build_projector, projector_spec
+from qmop.compressors.projector import Connector, projector_spec
 from qmop.features import Query, VisualFeatures
 from qmop.tiny.assemble import tiny_config
 
@@ -18,7 +18,7 @@ EVERY = {"mlp": None, "average_pool": 16, "window_pool": 16, "resampler": 16, "p
 
 
 def test_the_connector_has_llavas_names_and_widths() -> None:
-    connector = build_projector(tiny_config()).connector
+    connector = projector_spec(tiny_config()).build().connector
     shapes = {name: tuple(value.shape) for name, value in connector.named_parameters()}
     assert shapes == {
         "linear_1.weight": (160, 128),
@@ -29,7 +29,7 @@ def test_the_connector_has_llavas_names_and_widths() -> None:
 
 
 def test_the_connector_comes_after_the_compressor(make_features: MakeFeatures) -> None:
-    projector, features = build_projector(tiny_config("average_pool", 16)), make_features(2, grid=12, width=128)
+    projector, features = projector_spec(tiny_config("average_pool", 16)).build(), make_features(2, grid=12, width=128)
     pooled = projector.compressor(features).tokens_BMC
     assert isinstance(projector.connector, Connector)
     first, second = projector.connector.linear_1, projector.connector.linear_2
@@ -38,33 +38,33 @@ def test_the_connector_comes_after_the_compressor(make_features: MakeFeatures) -
 
 
 def test_everything_but_the_tokens_is_passed_on(make_features: MakeFeatures) -> None:
-    projector, features = build_projector(tiny_config("prune", 16)), make_features(2, grid=12, width=128)
+    projector, features = projector_spec(tiny_config("prune", 16)).build(), make_features(2, grid=12, width=128)
     assert torch.equal(projector(features).kept_BM, projector.compressor(features).kept_BM)
 
 
 @pytest.mark.parametrize(("name", "tokens"), EVERY.items())
 def test_the_specification_counts_as_the_built_projector_does(name: str, tokens: int | None) -> None:
     config = tiny_config(name, tokens)
-    assert projector_spec(config).token_count() == build_projector(config).token_count() == (tokens or 144)
+    assert projector_spec(config).token_count() == projector_spec(config).build().token_count() == (tokens or 144)
 
 
 @pytest.mark.parametrize(("stage", "count"), [(1, 48), (2, 16)])
 def test_the_stages_of_the_mixture_count_differently(stage: int, count: int) -> None:
     config = tiny_config("qmop", 16, stage=stage)
-    projector = build_projector(config)
+    projector = projector_spec(config).build()
     assert projector.stage == stage
     assert projector.token_count() == projector_spec(config).token_count() == count
     assert (projector.token_count(stage=1), projector.token_count(stage=2)) == (48, 16)
 
 
 def test_methods_without_stages_are_in_the_second() -> None:
-    projector = build_projector(tiny_config("window_pool", 16))
+    projector = projector_spec(tiny_config("window_pool", 16)).build()
     assert projector.stage == 2
     assert projector.token_count(stage=1) == 16
 
 
 def test_the_mixture_learns_the_width_of_the_question_from_the_text_tower() -> None:
-    compressor = build_projector(tiny_config("qmop", 16)).compressor
+    compressor = projector_spec(tiny_config("qmop", 16)).build().compressor
     assert isinstance(compressor, Mixture)
     assert compressor.router.enter.in_features == 128 + 128
 
@@ -78,4 +78,4 @@ def test_pictures_that_do_not_divide_into_patches_are_refused() -> None:
 
 def test_a_budget_of_nothing_is_not_a_budget_of_everything() -> None:
     with pytest.raises(ValueError, match=r"tokens is 0.*choose 1 to 144"):
-        build_projector(tiny_config("prune", 0))
+        projector_spec(tiny_config("prune", 0)).build()

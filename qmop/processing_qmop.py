@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoProcessor, BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from qmop.compressors.base import one_of
 from qmop.compressors.projector import projector_spec
+from qmop.compressors.registry import method_class
 from qmop.configuration_qmop import QMoPConfig
+from qmop.fitting import IMAGE_INPUTS
+from qmop.queries import QueryPolicy, chosen_query
+
+_budget: ContextVar[int | None] = ContextVar("visual tokens asked for in this call", default=None)
 
 
 class QMoPProcessor(ProcessorMixin):
@@ -22,6 +31,11 @@ class QMoPProcessor(ProcessorMixin):
         visual_tokens: placeholders per image, the projector's `token_count`.
         image_token: the placeholder.
         chat_template: Jinja template of a conversation.
+        query_policy: which turn of a conversation `apply_chat_template` takes for the question.
+        query_segments: into how many pieces a long question is cut for the text tower; with one it is truncated.
+        query_strip: texts removed from questions, such as a fixed "answer with a single word"; the same in
+            training and at inference.
+        language_query: also tokenize the question for the language model (for methods that read it there).
     """
 
     def __init__(  # noqa: PLR0917 - transformers' own order of arguments
@@ -32,15 +46,25 @@ class QMoPProcessor(ProcessorMixin):
         visual_tokens: int = 576,
         image_token: str = "<image>",  # noqa: S107 - a placeholder in a prompt, not a secret
         chat_template: str | None = None,
+        query_policy: QueryPolicy = "latest",
+        query_segments: int = 1,
+        query_strip: Sequence[str] = (),
+        language_query: bool = False,
     ) -> None:
+        one_of("query_policy", query_policy, QueryPolicy)
+        if query_segments < 1:
+            raise ValueError(f"query_segments is {query_segments}: choose 1 (truncate) or more")
         self.visual_tokens = visual_tokens
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        self.query_policy: QueryPolicy = query_policy
+        self.query_segments, self.query_strip = query_segments, list(query_strip)
+        self.language_query = language_query
         super().__init__(image_processor, tokenizer, query_tokenizer, chat_template=chat_template)
 
     @classmethod
     def for_config(cls, config: QMoPConfig, like: QMoPProcessor) -> QMoPProcessor:
-        """The processor of another compressor over the same towers: only the placeholder count changes."""
+        """The processor of another compressor over the same towers: what depends on the method changes."""
         return cls(
             like.image_processor,
             like.tokenizer,
@@ -48,45 +72,110 @@ class QMoPProcessor(ProcessorMixin):
             visual_tokens=projector_spec(config).token_count(),
             image_token=like.image_token,
             chat_template=like.chat_template,
+            query_policy=like.query_policy,
+            query_segments=like.query_segments,
+            query_strip=like.query_strip,
+            language_query="language_query" in method_class(config.compressor).declaration.reads,
         )
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         """Every placeholder stands for the same number of tokens."""
         del image_inputs, image_idx
-        return self.image_token * self.visual_tokens
+        return self.image_token * (_budget.get() or self.visual_tokens)
 
-    def __call__(self, images: Any = None, text: Any = None, query: Any = None, **kwargs: Any) -> BatchFeature:
+    def __call__(
+        self, images: Any = None, text: Any = None, query: Any = None, visual_tokens: int | None = None, **kwargs: Any
+    ) -> BatchFeature:
         """Prepare model inputs.
 
         Args:
             images: pictures in the order of their placeholders.
             text: one prompt or several, each with one placeholder per picture.
             query: the question of each prompt (one for all its pictures), for text-guided methods.
+            visual_tokens: another budget than the built one, for elastic methods.
             kwargs: as for any processor, such as `padding` and `return_tensors`.
 
         Raises:
             ValueError: if there are not as many questions as prompts.
         """
         prompts = [text] if isinstance(text, str) else list(text or [])
-        batch = super().__call__(images=images, text=prompts, **kwargs)
-        if query is not None and self.query_tokenizer is not None:
+        token = _budget.set(visual_tokens)
+        try:
+            batch = super().__call__(images=images, text=prompts, **kwargs)
+        finally:
+            _budget.reset(token)
+        if visual_tokens is not None:
+            batch["visual_tokens"] = visual_tokens
+        if query is not None:
             questions = [query] if isinstance(query, str) else list(query)
             if len(questions) != len(prompts):
                 raise ValueError(
                     f"query has {len(questions)} questions for {len(prompts)} prompts: pass one per prompt"
                 )
-            tokens = self.query_tokenizer(questions, padding=True, truncation=True, return_tensors="pt")
-            batch["query_input_ids"] = tokens["input_ids"]
-            batch["query_attention_mask"] = tokens["attention_mask"]
+            batch.update(self.query_inputs(questions))
         counts = [prompt.count(self.image_token) for prompt in prompts]
         if any(counts) and any(count != 1 for count in counts):
             batch["image_rows"] = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)])
         return batch
 
+    def query_inputs(self, questions: Sequence[str]) -> dict[str, Tensor]:
+        """Questions as the text tower reads them, and as the language model does where a method wants that.
+
+        Returns:
+            `query_input_ids` and `query_attention_mask`, `(R, T)` or `(R, G, T)` in segments; empty without a
+            query tokenizer.
+        """
+        for ending in self.query_strip:
+            questions = [question.replace(ending, "").strip() for question in questions]
+        inputs: dict[str, Tensor] = {}
+        if self.query_tokenizer is not None:
+            cut = self._segmented if self.query_segments > 1 else self._truncated
+            inputs |= dict(zip(("query_input_ids", "query_attention_mask"), cut(questions), strict=True))
+        if self.language_query:
+            words = self.tokenizer(list(questions), padding=True, return_tensors="pt")
+            inputs |= {"language_query_ids": words["input_ids"], "language_query_mask": words["attention_mask"]}
+        return inputs
+
+    def _truncated(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        tokens = self.query_tokenizer(list(questions), padding=True, truncation=True, return_tensors="pt")
+        return tokens["input_ids"], tokens["attention_mask"]
+
+    def _segmented(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Questions in pieces of the tower's length, `(R, G, T)`; absent pieces have a mask of zeros."""
+        tokens = self.query_tokenizer(
+            list(questions), padding=True, truncation=True, return_overflowing_tokens=True, return_tensors="pt"
+        )
+        row = tokens["overflow_to_sample_mapping"]
+        piece = torch.arange(len(row)) - torch.searchsorted(row, row)
+        kept = piece < self.query_segments
+        shape = (len(questions), int(piece[kept].max()) + 1, tokens["input_ids"].shape[1])
+        ids = torch.full(shape, self.query_tokenizer.pad_token_id)
+        mask = torch.zeros_like(ids)
+        ids[row[kept], piece[kept]] = tokens["input_ids"][kept]
+        mask[row[kept], piece[kept]] = tokens["attention_mask"][kept]
+        return ids, mask
+
+    def apply_chat_template(self, conversation: Any, *args: Any, query: Any = None, **kwargs: Any) -> Any:
+        """As any processor's; with `tokenize=True` the question is derived from the conversation by `query_policy`.
+
+        Args:
+            conversation: one conversation or several.
+            args: as for any processor.
+            query: the question of each conversation, instead of the derived one.
+            kwargs: as for any processor.
+        """
+        if kwargs.get("tokenize"):
+            if query is None:
+                several = isinstance(conversation[0], list | tuple)
+                talks = conversation if several else [conversation]
+                query = [chosen_query(talk, self.query_policy) for talk in talks]
+            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "query": query}
+        return super().apply_chat_template(conversation, *args, **kwargs)
+
     @property
     def model_input_names(self) -> list[str]:
         """Everything that `__call__` may return."""
-        return [*super().model_input_names, "query_input_ids", "query_attention_mask", "image_rows"]
+        return list(dict.fromkeys([*super().model_input_names, *IMAGE_INPUTS]))
 
 
 AutoProcessor.register(QMoPConfig, QMoPProcessor, exist_ok=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -15,12 +14,11 @@ from torch import Tensor
 from pipelines.corpus.feed import MicroBatch
 from pipelines.corpus.images import decode_image
 from qmop.answering import prompt
+from qmop.placeholders import IGNORED
 from qmop.processing_qmop import QMoPProcessor
-from qmop.vtcbench.draws import Draws
+from qmop.queries import draw_turn
 
 T = TypeVar("T")
-IGNORED = -100
-"""Label of a token that is no target."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ class Batch:
         positions: global positions of the samples, for the ledger.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     labels: Tensor
     dummy: bool
     positions: tuple[int, ...]
@@ -46,19 +44,6 @@ class Batch:
         return int((self.labels[:, 1:] != IGNORED).sum())
 
 
-def draw_turn(messages: list[dict[str, str]], seed: int, position: int) -> tuple[str, str]:
-    """One question and its answer out of a conversation, drawn by `(seed, position)`; other turns are left out.
-
-    Query-guided tokens fit one question, so one turn is trained at a time; answers never become queries.
-    """
-    pairs = [
-        (asked["text"], told["text"])
-        for asked, told in pairwise(messages)
-        if asked["role"] == "user" and told["role"] == "assistant"
-    ]
-    return Draws(seed, "turn", position).choice(pairs)
-
-
 class Collator:
     """Turns micro-batches of the feed into `Batch`es.
 
@@ -66,38 +51,44 @@ class Collator:
         processor: of the model in training; its placeholder count is the projector's.
         seed: of the turn draws.
         max_length: tokens per row; the end of a longer answer is cut off.
+        budget: visual tokens per image by the first position of a micro-batch, for methods that draw a budget per
+            step; the processor's own number when absent.
     """
 
-    def __init__(self, processor: QMoPProcessor, *, seed: int, max_length: int) -> None:
-        self.processor, self.seed, self.max_length = processor, seed, max_length
+    def __init__(
+        self, processor: QMoPProcessor, *, seed: int, max_length: int, budget: Callable[[int], int] | None = None
+    ) -> None:
+        self.processor, self.seed, self.max_length, self.budget = processor, seed, max_length, budget
 
     def __call__(self, micro: MicroBatch) -> Batch:
         """Build the tensors of a micro-batch, padded on the right."""
         rows, questions, pictures, image_rows = [], [], [], []
+        tokens = self.processor.visual_tokens if self.budget is None else self.budget(micro.positions[0])
         for row, (position, image, sample) in enumerate(zip(micro.positions, micro.images, micro.samples, strict=True)):
             question, told = draw_turn(sample["messages"], self.seed, position)
             if image is not None:
                 pictures.append(decode_image(image))
                 image_rows.append(row)
-            rows.append(self._ids(question, told, with_image=image is not None))
+            rows.append(self._ids(question, told, tokens if image is not None else 0))
             questions.append(question)
         dummy = not pictures
         if dummy:
             pictures, image_rows = [Image.new("RGB", (32, 32))], [0]
-        inputs, labels = self._pad(rows)
+        padded, labels = self._pad(rows)
+        inputs: dict[str, Any] = dict(padded)
+        if self.budget is not None:
+            inputs["visual_tokens"] = tokens
         inputs["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         inputs["image_rows"] = torch.tensor(image_rows)
-        if self.processor.query_tokenizer is not None:
-            query = self.processor.query_tokenizer(questions, padding=True, truncation=True, return_tensors="pt")
-            inputs |= {"query_input_ids": query["input_ids"], "query_attention_mask": query["attention_mask"]}
+        inputs |= self.processor.query_inputs(questions)
         return Batch(inputs=inputs, labels=labels, dummy=dummy, positions=tuple(micro.positions))
 
-    def _ids(self, question: str, told: str, *, with_image: bool) -> tuple[list[int], int]:
-        """Ids of a row and how many of them are the prompt."""
+    def _ids(self, question: str, told: str, visual_tokens: int) -> tuple[list[int], int]:
+        """Ids of a row, with as many placeholders, and how many of them are the prompt."""
         tokenizer, image_token = self.processor.tokenizer, self.processor.image_token
         question, told = (text.replace(image_token, " ") for text in (question, told))  # words, not placeholders
-        asked_text = prompt(self.processor, question, with_image=with_image)
-        asked_text = asked_text.replace(image_token, image_token * self.processor.visual_tokens)
+        asked_text = prompt(self.processor, question, with_image=visual_tokens > 0)
+        asked_text = asked_text.replace(image_token, image_token * visual_tokens)
         asked = tokenizer.encode(asked_text, add_special_tokens=False)
         answer = [*tokenizer.encode(told, add_special_tokens=False), tokenizer.eos_token_id]
         return (asked + answer)[: self.max_length], min(len(asked), self.max_length)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipelines.training.exports import is_complete, local_copy, publish
 from pipelines.training.objective import Objective, freeze, router_of
 from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
 from pipelines.training.schedules import rate_factor, router_state
+from qmop.compressors.elastic import draw_budget
 from qmop.loading import derive
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
@@ -115,10 +116,18 @@ class StageRun:
                 self._save(step + 1)
 
     def _batches(self) -> Iterator[Batch]:
-        collate = Collator(self.processor, seed=self.recipe.seed, max_length=self.recipe.max_length)
+        recipe = self.recipe
+        collate = Collator(self.processor, seed=recipe.seed, max_length=recipe.max_length, budget=self._budget())
         shard = ray.train.get_dataset_shard(self.plan.name)
         for micro in iter_micro_batches(shard, self.plan.feed):
             yield collate(micro)
+
+    def _budget(self) -> Callable[[int], int] | None:
+        """For methods that draw a budget per step: from the first position of a micro-batch to its step's budget."""
+        method, recipe = self.model.model.multi_modal_projector.compressor, self.recipe
+        if len(method.training_budgets()) == 1:
+            return None
+        return lambda position: draw_budget(method, recipe.seed, position // recipe.global_batch)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> None:
         """One optimiser step: the loss is summed over answer tokens and divided by their number in the whole step."""
@@ -150,8 +159,9 @@ class StageRun:
         dist.all_reduce(total)
         return total.item()
 
-    def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: value.to(self.engine.device) for name, value in inputs.items()}
+    def _placed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        device = self.engine.device
+        return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
 
     def _schedule(self, step: int) -> None:
         factor = rate_factor(step, self.stage)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipelines.training.batches import IGNORED
 from pipelines.training.recipe import StageName
 from qmop.compressors.mixture import Mixture
 from qmop.compressors.router import Router
 from qmop.fitting import fit_words, take_image_inputs
 from qmop.modeling_qmop import QMoPForConditionalGeneration
+from qmop.placeholders import IGNORED
 
 
 class Objective(nn.Module):
@@ -20,7 +22,7 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, inputs: dict[str, Tensor], labels: Tensor, *, dummy: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(self, inputs: dict[str, Any], labels: Tensor, *, dummy: bool) -> tuple[Tensor, Tensor | None]:
         """The summed loss, and the router's weights (detached) where there is a router.
 
         The caller divides the loss by the number of targets of the whole step.

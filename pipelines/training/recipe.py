@@ -169,7 +169,9 @@ SHAPING = tuple(field.name for field in fields(TrainRecipe) if field.name not in
 
 def compressor_options(recipe: TrainRecipe, stage: StageName) -> dict[str, Any]:
     """The compressor's fields in a stage: QMoP learns its stage and the temperature that it will rest at."""
-    if recipe.compressor != "qmop":
+    from qmop.compressors.registry import option_names  # noqa: PLC0415 - torch, which reading a recipe does without
+
+    if "router" not in option_names(recipe.compressor):
         return dict(recipe.options)
     router = {"temperature": recipe.router.temperature_end, **recipe.options.get("router", {})}
     return {**recipe.options, "stage": 1 if stage == "align" else 2, "router": router}

@@ -13,7 +13,7 @@ from qmop.features import CompressedTokens, Query, VisualFeatures
 class AveragePool(Compressor):
     """Mean over non-overlapping s x s windows; has no parameters, so any fitting budget may be asked for."""
 
-    declaration = Declaration(name="average_pool", source="DeCo, arXiv 2405.20985")
+    declaration = Declaration(name="average_pool", source="DeCo, arXiv 2405.20985", elastic=True)
 
     def __init__(self, *, width: int, grid: int, tokens: int) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)

@@ -95,11 +95,14 @@ class Compressor(nn.Module, ABC):
             tokens: another budget than the built one, where the method is elastic.
         """
 
-    @classmethod
-    def token_count(cls, tokens: int, *, grid: Grid, stage: int) -> int:
-        """How many tokens the language model sees for a budget, on a grid, in a training stage; at most, if it varies."""
+    def token_count(self, tokens: int, *, grid: Grid, stage: int) -> int:
+        """How many tokens the language model sees (at most, if it varies) for a budget, on a grid, in a stage."""
         del grid, stage
         return tokens
+
+    def training_budgets(self) -> tuple[int, ...]:
+        """Budgets of which one is drawn per training step; a single one for methods built for it."""
+        return (self.tokens,)
 
     def align(self, features: VisualFeatures, query: Query | None = None) -> CompressedTokens:
         """Compress in the alignment stage, where there may be no question: as `forward` unless overridden."""

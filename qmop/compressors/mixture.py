@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 
 from qmop.compressors.base import Compressor, Declaration, budget, one_of
-from qmop.compressors.registry import build_compressor, check_options, method_class, register
+from qmop.compressors.registry import build_compressor, check_options, option_names, register
 from qmop.compressors.router import Router, Select, select_branches
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 
@@ -16,14 +17,17 @@ BRANCHES = ("resampler", "window_pool", "prune")
 """Types A, B and C of the paper's Table 4, in that order; also the order of the router's weights."""
 
 ALIGN, TUNE = 1, 2
+Execution = Literal["sparse", "dense"]
+Concat = Literal["tokens", "channels"]
+AlignQuery = Literal["none", "question"]
+TextFeature = Literal["projected", "eos"]
 
 
 @register
 class Mixture(Compressor):
-    """Stage 1 shows the tokens of all branches side by side (3M); stage 2 and inference their weighted sum (M).
+    """Stage 1 shows the tokens of all branches side by side; stage 2 and inference their weighted sum.
 
-    In stage 1 the pruning branch sees no question: captions are the targets there, and a caption used as the
-    question would leak (open in the paper).
+    What the paper leaves open, or says twice, is a field; the defaults are the reading that fits its figures best.
 
     Args:
         width: C.
@@ -31,9 +35,18 @@ class Mixture(Compressor):
         tokens: M.
         text_width: E, the width of the question's feature.
         stage: 1 aligns (router off, concatenation), 2 fuses.
-        select: which branches run at inference: the `top_k` strongest, those above a `threshold`, or `all`.
-        top_k: how many branches run with `select="top_k"`.
-        threshold: the least weight of a branch that runs with `select="threshold"`.
+        select: which branches count at inference: the `top_k` strongest (the paper's introduction), those above a
+            `threshold` (its Sec. 3.4), or `all`.
+        top_k: how many branches count with `select="top_k"`.
+        threshold: the least weight of a branch that counts with `select="threshold"`.
+        execution: at inference, `sparse` runs a branch on the images that chose it and waits for the device once
+            per batch to learn which; `dense` runs all branches, multiplies by the same weights and never waits.
+        align_concat: stage 1 joins the branches along the `tokens` (3M tokens, which fits the shared connector) or
+            the `channels` (M tokens of 3C, brought to C by a layer that stage 2 drops).
+        align_query: what the pruning branch knows of the text in stage 1: `none`, since a caption used as the
+            question would leak the target, or the `question` where samples have a human instruction.
+        text_feature: what the router reads of the question: after the text tower's projection, or the `eos` state
+            before it (then `text_width` is the text tower's own width).
         router: the router's own fields.
         branches: each branch's own fields, by its name.
     """
@@ -57,29 +70,58 @@ class Mixture(Compressor):
         select: Select = "top_k",
         top_k: int = 2,
         threshold: float = 1 / 3,
+        execution: Execution = "sparse",
+        align_concat: Concat = "tokens",
+        align_query: AlignQuery = "none",
+        text_feature: TextFeature = "projected",
         router: dict[str, Any] | None = None,
         branches: dict[str, dict[str, Any]] | None = None,
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
         branches, router = branches or {}, router or {}
         _check(stage, select, top_k, threshold, branches)
-        for name, options in branches.items():
-            check_options(f"branch {name!r}", options, list(options))
-        check_options("the router", router, ["hidden", "normalise", "temperature"])
+        one_of("execution", execution, Execution)
+        one_of("align_concat", align_concat, Concat)
+        one_of("align_query", align_query, AlignQuery)
+        one_of("text_feature", text_feature, TextFeature)
+        check_options("the router", router, ["hidden", "activation", "inputs", "normalise", "temperature"])
         self.stage, self.select, self.top_k, self.threshold = stage, select, top_k, threshold
+        self.execution, self.align_concat, self.align_query = execution, align_concat, align_query
+        self.text_feature = text_feature
         self.branches = nn.ModuleDict(
             {
-                name: build_compressor(name, width=width, grid=grid, tokens=tokens, **branches.get(name, {}))
+                name: build_compressor(
+                    name,
+                    width=width,
+                    grid=grid,
+                    tokens=tokens,
+                    **{**self.branch_defaults(name), **branches.get(name, {})},
+                )
                 for name in BRANCHES
             }
         )
         self.router = Router(image_width=width, text_width=text_width, branches=len(BRANCHES), **router)
+        self.merge = None
+        if stage == ALIGN and align_concat == "channels":
+            self.merge = nn.Linear(len(BRANCHES) * width, width)
+            self.initialise()
 
-    @classmethod
-    def token_count(cls, tokens: int, *, grid: Grid, stage: int) -> int:
-        """3M tokens in stage 1, M afterwards."""
+    def branch_defaults(self, name: str) -> dict[str, Any]:
+        """Fields of a branch that the user may still change."""
+        del name
+        return {}
+
+    def initialise(self) -> None:
+        """Channel concatenation starts as the mean of the branches."""
+        if self.merge is not None:
+            eye = torch.eye(self.width, device=self.merge.weight.device) / len(BRANCHES)
+            init.copy_(self.merge.weight, eye.repeat(1, len(BRANCHES)))
+            init.zeros_(self.merge.bias)
+
+    def token_count(self, tokens: int, *, grid: Grid, stage: int) -> int:
+        """3M tokens in stage 1 (M with channel concatenation), M afterwards."""
         del grid
-        return len(BRANCHES) * tokens if stage == ALIGN else tokens
+        return len(BRANCHES) * tokens if stage == ALIGN and self.align_concat == "tokens" else tokens
 
     def forward(
         self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None
@@ -88,42 +130,59 @@ class Mixture(Compressor):
 
         Returns:
             Stage 1: `(B, 3M, C)`. Otherwise `(B, M, C)` with the branch weights `(B, 3)`; in evaluation mode
-            only the chosen branches run, each only on the images that chose it.
+            only the chosen branches count.
 
         Raises:
             ValueError: if the router runs without a question.
         """
-        budget(self.tokens, tokens, "qmop")
+        count = self.budget(tokens)
         if self.stage == ALIGN:
-            parts = [branch(features, None).tokens_BMC for branch in self.branches.values()]
-            return CompressedTokens(tokens_BMC=torch.cat(parts, dim=1))
+            return self._align(features, query)
         if query is None:
             raise ValueError(
-                "query is missing, but qmop weights its branches by the question: pass query= to the processor"
+                f"query is missing, but {self.declaration.name} weights its branches by the question: "
+                "pass query= to the processor"
             )
-        weights_BS = self.router(features.need("summary_BC"), query.text_BE)
+        text = query.text_BE if self.text_feature == "projected" else query.need("eos_BC")
+        weights_BS = self.router(features.need("summary_BC"), text)
         if self.training or self.select == "all":
-            return self._dense(features, query, weights_BS)
-        return self._sparse(features, query, select_branches(weights_BS, self.select, self.top_k, self.threshold))
+            return self._dense(features, query, weights_BS, count)
+        chosen_BS = select_branches(weights_BS, self.select, self.top_k, self.threshold)
+        run = self._dense if self.execution == "dense" else self._sparse
+        return run(features, query, chosen_BS, count)
 
-    def _dense(self, features: VisualFeatures, query: Query, weights_BS: Tensor) -> CompressedTokens:
-        outputs = [branch(features, query) for branch in self.branches.values()]
+    def budget(self, tokens: int | None) -> int:
+        """The number of tokens of this call."""
+        return budget(self.tokens, tokens, self.declaration.name)
+
+    def _align(self, features: VisualFeatures, query: Query | None) -> CompressedTokens:
+        asked = query if self.align_query == "question" else None
+        parts: list[Tensor] = []
+        for branch in self.branches.values():
+            assert isinstance(branch, Compressor)
+            parts.append(branch.align(features, asked).tokens_BMC)
+        if self.merge is not None:
+            return CompressedTokens(tokens_BMC=self.merge(torch.cat(parts, dim=2)))
+        return CompressedTokens(tokens_BMC=torch.cat(parts, dim=1))
+
+    def _dense(self, features: VisualFeatures, query: Query, weights_BS: Tensor, count: int) -> CompressedTokens:
+        outputs = [branch(features, query, tokens=count) for branch in self.branches.values()]
         stacked_BSMC = torch.stack([output.tokens_BMC for output in outputs], dim=1)
         fused = torch.einsum("bs,bsmc->bmc", weights_BS.to(stacked_BSMC.dtype), stacked_BSMC)
         return CompressedTokens(tokens_BMC=fused, branch_weights_BS=weights_BS, kept_BM=outputs[-1].kept_BM)
 
-    def _sparse(self, features: VisualFeatures, query: Query, weights_BS: Tensor) -> CompressedTokens:
+    def _sparse(self, features: VisualFeatures, query: Query, weights_BS: Tensor, count: int) -> CompressedTokens:
         patches = features.patches_BNC
-        fused = patches.new_zeros(len(patches), self.tokens, self.width)
+        fused = patches.new_zeros(len(patches), count, self.width)
         chosen = (weights_BS > 0).cpu()  # the one wait for the device: which images run which branch
         for place, branch in enumerate(self.branches.values()):
             rows = chosen[:, place].nonzero().squeeze(1).to(patches.device)
             if not len(rows):
                 continue
             some = len(rows) < len(patches)
-            output = branch(features.rows(rows), query.rows(rows)) if some else branch(features, query)
+            taken = (features.rows(rows), query.rows(rows)) if some else (features, query)
             weight = weights_BS[rows, place].to(patches.dtype)[:, None, None]
-            fused = fused.index_add(0, rows, weight * output.tokens_BMC)
+            fused = fused.index_add(0, rows, weight * branch(*taken, tokens=count).tokens_BMC)
         return CompressedTokens(tokens_BMC=fused, branch_weights_BS=weights_BS)
 
 
@@ -137,5 +196,5 @@ def _check(stage: int, select: str, top_k: int, threshold: float, branches: dict
         raise ValueError(f"threshold is {threshold}, but weights sum to one: choose a number from 0 to 1")
     if unknown := set(branches) - set(BRANCHES):
         raise ValueError(f"branches names {sorted(unknown)}, but the branches are {', '.join(BRANCHES)}")
-    for name in BRANCHES:
-        method_class(name)
+    for name, options in branches.items():
+        check_options(f"branch {name!r}", options, option_names(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
@@ -88,9 +89,9 @@ class ProjectorSpec:
         return method_class(self.name).declaration
 
     def token_count(self) -> int:
-        """Placeholders per image, by the same rule as the built projector's."""
-        stage = self.options.get("stage", 2)
-        return method_class(self.name).token_count(self.tokens, grid=(self.grid, self.grid), stage=stage)
+        """Placeholders per image, asked of a projector built without memory."""
+        with torch.device("meta"):
+            return self.build().token_count()
 
     def build(self) -> Projector:
         """The projector.

@@ -64,8 +64,16 @@ def check_options(whose: str, options: object, known: list[str]) -> None:
 
 
 def option_names(name: str) -> list[str]:
-    """The fields of a method beside width, grid and budget."""
-    return [field for field in signature(method_class(name)).parameters if field not in ("width", "grid", "tokens")]
+    """The fields of a method beside width, grid and budget; those behind `**options` come from the class it varies."""
+    found: dict[str, None] = {}
+    for ancestor in method_class(name).__mro__:
+        if "__init__" not in vars(ancestor):
+            continue
+        fields = signature(ancestor).parameters.values()
+        found |= {field.name: None for field in fields if field.kind is not field.VAR_KEYWORD}
+        if all(field.kind is not field.VAR_KEYWORD for field in fields):
+            break
+    return [field for field in found if field not in ("width", "grid", "tokens")]
 
 
 def build_compressor(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +42,7 @@ class Resampler(Compressor):
         norm: where LayerNorm stands (open in the paper).
         value_init: start of the value path, see `KeyValue`.
         positions: add fixed sine-cosine positions to the keys (open in the paper).
+        nested: take any smaller budget per call, which uses the first queries only.
     """
 
     declaration = Declaration(name="resampler", source="QMoP, arXiv 2603.21232, Sec. 3.3", trained=True)
@@ -55,9 +58,12 @@ class Resampler(Compressor):
         norm: Norm = "qkv",
         value_init: ValueInit = "normal",
         positions: bool = True,
+        nested: bool = False,
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
-        self.positions = positions
+        self.positions, self.nested = positions, nested
+        if nested:
+            self.declaration = replace(type(self).declaration, elastic=True)
         self.query_MC = nn.Parameter(torch.empty(tokens, width))
         self.attention = KeyValue(width, heads, norm, value_init)
         self.register_buffer("position_NC", torch.empty(grid * grid, width), persistent=False)
@@ -74,13 +80,22 @@ class Resampler(Compressor):
     ) -> CompressedTokens:
         """M tokens without spatial order, `(B, M, C)`."""
         del query
-        count = budget(self.tokens, tokens, "resampler")
+        count = self._count(tokens)
         parts, batch = self.attention, len(features.patches_BNC)
         keys, values = parts.keys_values(features.patches_BNC, self.position_NC if self.positions else None)
 
         def heads(states: Tensor) -> Tensor:
             return states.unflatten(-1, (parts.heads, parts.head_width)).transpose(-3, -2)
 
-        queries = heads(parts.query_norm(self.query_MC)).expand(batch, -1, -1, -1)
+        queries = heads(parts.query_norm(self.query_MC[:count])).expand(batch, -1, -1, -1)
         mixed = F.scaled_dot_product_attention(queries, heads(keys), heads(values))
         return CompressedTokens(tokens_BMC=parts.output(mixed.transpose(1, 2).reshape(batch, count, self.width)))
+
+    def _count(self, tokens: int | None) -> int:
+        if not self.nested or tokens is None:
+            return budget(self.tokens, tokens, "resampler")
+        if not 1 <= tokens <= self.tokens:
+            raise ValueError(
+                f"tokens is {tokens}, but this resampler has {self.tokens} queries: choose 1 to {self.tokens}"
+            )
+        return tokens

@@ -7,8 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
+
+from qmop.compressors.base import one_of
 
 Select = Literal["top_k", "threshold", "all"]
+Activation = Literal["gelu", "relu", "silu", "tanh"]
+RouterInputs = Literal["both", "image", "text"]
 
 
 class Router(nn.Module):
@@ -21,6 +26,8 @@ class Router(nn.Module):
         text_width: E, width of the question's feature.
         branches: S.
         hidden: d, the hidden width (open in the paper).
+        activation: between the two layers (the paper says only that it is not linear).
+        inputs: what the router reads; `image` and `text` alone are ablations that the paper lacks.
         normalise: bring both inputs to unit length first (open in the paper), so that neither drowns the other.
         temperature: the final temperature, used at inference.
     """
@@ -32,12 +39,19 @@ class Router(nn.Module):
         text_width: int,
         branches: int,
         hidden: int = 512,
+        activation: Activation = "gelu",
+        inputs: RouterInputs = "both",
         normalise: bool = True,
         temperature: float = 0.5,
     ) -> None:
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature is {temperature}, but it divides the router's logits: choose one above 0")
+        one_of("activation", activation, Activation)
+        one_of("inputs", inputs, RouterInputs)
+        if hidden < 1:
+            raise ValueError(f"hidden is {hidden}, but the router needs a hidden layer: choose 1 or more")
+        self.activation, self.inputs = ACT2FN[activation], inputs
         self.enter = nn.Linear(image_width + text_width, hidden)
         self.leave = nn.Linear(hidden, branches)
         self.normalise, self.temperature, self.noise = normalise, temperature, 0.0
@@ -52,7 +66,9 @@ class Router(nn.Module):
         """Weights that sum to one, `(B, S)`."""
         if self.normalise:
             summary_BC, text_BE = F.normalize(summary_BC, dim=-1), F.normalize(text_BE, dim=-1)
-        logits = self.leave(F.gelu(self.enter(torch.cat([summary_BC, text_BE.to(summary_BC.dtype)], dim=-1))))
+        if self.inputs != "both":  # a part that is zero for every image says nothing
+            summary_BC, text_BE = (summary_BC, 0 * text_BE) if self.inputs == "image" else (0 * summary_BC, text_BE)
+        logits = self.leave(self.activation(self.enter(torch.cat([summary_BC, text_BE.to(summary_BC.dtype)], dim=-1))))
         if self.training and self.noise > 0:
             uniform = torch.rand(logits.shape, generator=self.generator).clamp(1e-9, 1 - 1e-9)
             logits = logits + self.noise * -torch.log(-torch.log(uniform)).to(logits)

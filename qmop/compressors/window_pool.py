@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import initialization as init
 
 from qmop.compressors.attention import KeyValue, Norm, ValueInit
@@ -23,6 +26,7 @@ class WindowPool(Compressor):
         heads: attention heads (open in the paper).
         norm: where LayerNorm stands (open in the paper).
         value_init: start of the value path, see `KeyValue`.
+        elastic: take any fitting budget per call, with the query map interpolated to its size.
     """
 
     declaration = Declaration(name="window_pool", source="QMoP, arXiv 2603.21232, Sec. 3.3", trained=True)
@@ -36,9 +40,12 @@ class WindowPool(Compressor):
         heads: int = 8,
         norm: Norm = "qkv",
         value_init: ValueInit = "normal",
+        elastic: bool = False,
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
-        self.stride = stride_of(grid, tokens)
+        self.stride, self.elastic = stride_of(grid, tokens), elastic
+        if elastic:
+            self.declaration = replace(type(self).declaration, elastic=True)
         self.query_MC = nn.Parameter(torch.empty(tokens, width))
         self.attention = KeyValue(width, heads, norm, value_init)
         self.initialise()
@@ -53,16 +60,26 @@ class WindowPool(Compressor):
     ) -> CompressedTokens:
         """One token per window in raster order, `(B, M, C)`."""
         del query
-        count = budget(self.tokens, tokens, "window_pool")
-        side, stride, parts = self.grid // self.stride, self.stride, self.attention
+        count = tokens if self.elastic and tokens is not None else budget(self.tokens, tokens, "window_pool")
+        stride, parts = stride_of(self.grid, count), self.attention
+        side = self.grid // stride
         keys, values = parts.keys_values(features.patches_BNC)
 
-        def windows(map_BNC: torch.Tensor) -> torch.Tensor:
+        def windows(map_BNC: Tensor) -> Tensor:
             cut = map_BNC.view(-1, side, stride, side, stride, parts.heads, parts.head_width)
             return cut.permute(0, 1, 3, 2, 4, 5, 6).reshape(-1, count, stride * stride, parts.heads, parts.head_width)
 
-        queries = parts.query_norm(self.query_MC).view(count, 1, parts.heads, parts.head_width)
+        queries = parts.query_norm(self.query_map(side)).view(count, 1, parts.heads, parts.head_width)
         # One query against s*s keys is a product and a sum: no attention kernel beats it at this size.
         logits = (windows(keys) * queries).sum(-1) * parts.head_width**-0.5
         pooled = (logits.softmax(dim=2).unsqueeze(-1) * windows(values)).sum(2)
         return CompressedTokens(tokens_BMC=parts.output(pooled.flatten(2)))
+
+    def query_map(self, side: int) -> Tensor:
+        """The learned queries on a `side` x `side` map, `(side * side, C)`; bilinear at other sizes than their own."""
+        built = self.grid // self.stride
+        if side == built:
+            return self.query_MC
+        map_1CHW = self.query_MC.float().T.unflatten(1, (built, built)).unsqueeze(0)
+        resized = F.interpolate(map_1CHW, size=(side, side), mode="bilinear", antialias=side < built)
+        return resized[0].flatten(1).T.to(self.query_MC.dtype)

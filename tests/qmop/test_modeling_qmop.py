@@ -20,7 +20,7 @@ Pictures = Callable[[int], list[Image.Image]]
 Model = QMoPForConditionalGeneration
 
 METHODS = sorted(list_compressors())
-GUIDED = ["qmop", "prune"]
+GUIDED = [name for name, declaration in list_compressors().items() if declaration.text_guided]
 QUESTIONS = ["what colour is the circle ?", "how many red objects ?", "which texture has the background of it ?"]
 
 
@@ -198,7 +198,7 @@ def test_half_precision_stays_near_full(models: Models, pictures: Pictures, meth
     told, expected = half(**batch).logits, model(**batch).logits
     assert told.dtype == torch.bfloat16
     assert told.isfinite().all()
-    if method != "prune":  # where two scores nearly tie, half precision keeps another patch
+    if encoded(model, batch).compressed.kept_BM is None:  # where scores nearly tie, half precision keeps another patch
         assert nn.functional.cosine_similarity(told.float(), expected, dim=-1).min() > 0.99
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,3 +119,77 @@ def test_is_written_and_read_back(processor: QMoPProcessor, pictures: Pictures, 
         assert all(torch.equal(first[name], second[name]) for name in first)
         turns = [{"role": "user", "content": "is it red ?"}]
         assert again.apply_chat_template(turns, tokenize=False) == processor.apply_chat_template(turns, tokenize=False)
+
+
+def talk(picture: Image.Image) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "is it red ?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+        {"role": "user", "content": [{"type": "text", "text": "how many blue objects ?"}]},
+    ]
+
+
+@pytest.mark.parametrize(("policy", "question"), [("latest", "how many blue objects ?"), ("sticky", "is it red ?")])
+def test_the_question_is_derived_from_the_conversation(
+    processor: QMoPProcessor, pictures: Pictures, policy: Any, question: str
+) -> None:
+    own = QMoPProcessor.for_config(tiny_config("qmop", 16), processor)
+    own.query_policy = policy
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+    batch = own.apply_chat_template(talk(pictures(1)[0]), **settings)
+    expected = own.query_inputs([question])
+    assert torch.equal(batch["query_input_ids"], expected["query_input_ids"])
+    assert (batch["input_ids"] == own.image_token_id).sum() == 16
+    other = own.apply_chat_template(talk(pictures(1)[0]), query=["is it big ?"], **settings)
+    assert torch.equal(other["query_input_ids"], own.query_inputs(["is it big ?"])["query_input_ids"])
+
+
+def test_several_conversations_have_a_question_each(processor: QMoPProcessor, pictures: Pictures) -> None:
+    one, two = (talk(picture) for picture in pictures(2))
+    settings = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "processor_kwargs": {"padding": True}}
+    batch = processor.apply_chat_template([one, two[:1]], **settings)
+    expected = processor.query_inputs(["how many blue objects ?", "is it red ?"])
+    assert torch.equal(batch["query_input_ids"], expected["query_input_ids"])
+    assert batch["pixel_values"].shape[0] == 2
+
+
+def test_without_tokenizing_the_prompt_is_text(processor: QMoPProcessor, pictures: Pictures) -> None:
+    assert processor.apply_chat_template(talk(pictures(1)[0]), tokenize=False).count("<image>") == 1
+
+
+def test_another_budget_changes_one_calls_placeholders(processor: QMoPProcessor, pictures: Pictures) -> None:
+    text = "<user> <image> a <assistant>"
+    batch = processor(images=pictures(1), text=text, visual_tokens=4, return_tensors="pt")
+    assert (batch["input_ids"] == processor.image_token_id).sum() == 4
+    assert batch["visual_tokens"] == 4
+    again = processor(images=pictures(1), text=text, return_tensors="pt")
+    assert (again["input_ids"] == processor.image_token_id).sum() == 16
+
+
+def test_long_questions_may_be_cut_into_segments(processor: QMoPProcessor) -> None:
+    own = QMoPProcessor.for_config(tiny_config("qmop", 16), processor)
+    own.query_segments = 3
+    inputs = own.query_inputs(["red " * 100, "is it red ?", "blue " * 300])
+    ids, mask = inputs["query_input_ids"], inputs["query_attention_mask"]
+    assert ids.shape == mask.shape == (3, 3, 77)
+    assert mask.sum(2).tolist() == [[77, 27, 0], [6, 0, 0], [77, 77, 77]]
+    words = own.query_tokenizer
+    assert words.decode(ids[0, 1][mask[0, 1].bool()], skip_special_tokens=True) == " ".join(["red"] * 25)
+
+
+def test_fixed_endings_are_taken_off_the_question(processor: QMoPProcessor) -> None:
+    own = QMoPProcessor.for_config(tiny_config("qmop", 16), processor)
+    own.query_strip = ["answer with one word ."]
+    stripped = own.query_inputs(["is it red ? answer with one word ."])
+    assert torch.equal(stripped["query_input_ids"], own.query_inputs(["is it red ?"])["query_input_ids"])
+
+
+def test_settings_of_the_question_are_kept(processor: QMoPProcessor, tmp_path: Path) -> None:
+    own = QMoPProcessor.for_config(tiny_config("qmop", 16), processor)
+    own.query_policy, own.query_segments, own.query_strip = "sticky", 2, ["x"]
+    own.save_pretrained(tmp_path)
+    again = QMoPProcessor.from_pretrained(tmp_path)
+    assert (again.query_policy, again.query_segments, again.query_strip) == ("sticky", 2, ["x"])
+    for wrong, said in (({"query_policy": "last"}, "query_policy is 'last'"), ({"query_segments": 0}, "choose 1")):
+        with pytest.raises(ValueError, match=said):
+            QMoPProcessor(own.image_processor, own.tokenizer, own.query_tokenizer, **wrong)

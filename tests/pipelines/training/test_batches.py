@@ -6,7 +6,9 @@ import torch
 from PIL import Image
 
 from pipelines.corpus.feed import MicroBatch
-from pipelines.training.batches import IGNORED, Collator, ahead, draw_turn
+from pipelines.training.batches import Collator, ahead
+from qmop.placeholders import IGNORED
+from qmop.queries import draw_turn
 from qmop.tiny.assemble import tiny_processor
 
 TALK = [
@@ -91,3 +93,12 @@ def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:
     assert next(items) == 1
     with pytest.raises(OSError, match="gone"):
         next(items)
+
+
+def test_a_drawn_budget_changes_placeholders_and_reaches_the_model() -> None:
+    collate = Collator(tiny_processor(16), seed=3, max_length=64, budget=lambda position: 4 if position < 2 else 9)
+    first, later = collate(micro(picture())), micro(picture())
+    later = MicroBatch([2], later.keys, later.images, later.samples)
+    for batch, count in ((first, 4), (collate(later), 9)):
+        assert batch.inputs["visual_tokens"] == count
+        assert (batch.inputs["input_ids"] == collate.processor.image_token_id).sum() == count

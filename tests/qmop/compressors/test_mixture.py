@@ -33,7 +33,8 @@ def test_aligning_shows_all_branches_side_by_side(make_features: MakeFeatures, m
     method, features = mixture(stage=ALIGN), make_features(2)
     shown = method(features)
     assert shown.tokens_BMC.shape == (2, 27, 16)
-    assert torch.equal(shown.tokens_BMC, torch.cat(each_branch(method, features, None), dim=1))
+    parts = [method.branches[name].align(features).tokens_BMC for name in BRANCHES]
+    assert torch.equal(shown.tokens_BMC, torch.cat(parts, dim=1))
     assert shown.branch_weights_BS is None
     assert torch.equal(method(features, make_query(2)).tokens_BMC, shown.tokens_BMC)  # the question leaks nowhere
 
@@ -44,8 +45,8 @@ def test_the_branches_stand_in_the_papers_order() -> None:
 
 
 def test_the_number_of_tokens_is_known_for_both_stages() -> None:
-    assert Mixture.token_count(16, grid=(12, 12), stage=ALIGN) == 48
-    assert Mixture.token_count(16, grid=(12, 12), stage=TUNE) == 16
+    assert mixture().token_count(16, grid=(12, 12), stage=ALIGN) == 48
+    assert mixture().token_count(16, grid=(12, 12), stage=TUNE) == 16
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "all-in-evaluation"])
@@ -172,7 +173,7 @@ def test_a_missing_question_is_refused_when_fusing(make_features: MakeFeatures) 
         ({"top_k": 4}, "top_k is 4, but there are 3 branches"),
         ({"threshold": 33}, "threshold is 33, but weights sum to one: choose a number from 0 to 1"),
         ({"branches": {"pool": {}}}, r"branches names \['pool'\]"),
-        ({"branches": {"prune": {"lamda": 1}}}, "options names lamda, which compressor 'prune' does not take"),
+        ({"branches": {"prune": {"lamda": 1}}}, "options names lamda, which branch 'prune' does not take"),
         ({"tokens": 10}, "tokens is 10, but a 6 x 6 grid can be cut evenly only into 36, 9, 4, 1 tokens"),
     ],
 )
@@ -184,3 +185,41 @@ def test_options_out_of_range_are_refused(options: dict[str, object], said: str)
 def test_another_budget_is_refused(make_features: MakeFeatures, make_query: MakeQuery) -> None:
     with pytest.raises(ValueError, match="tokens is 4, but this qmop was built for 9"):
         mixture()(make_features(1), make_query(1), tokens=4)
+
+
+def test_channel_concatenation_starts_as_the_mean_of_the_branches(make_features: MakeFeatures) -> None:
+    method, features = mixture(stage=ALIGN, align_concat="channels"), make_features(2)
+    parts = [method.branches[name].align(features).tokens_BMC for name in BRANCHES]
+    shown = method(features).tokens_BMC
+    assert shown.shape == (2, 9, 16)
+    torch.testing.assert_close(shown, torch.stack(parts).mean(0), rtol=0, atol=1e-6)
+    assert method.token_count(9, grid=(6, 6), stage=ALIGN) == 9
+    assert "merge.weight" not in mixture(align_concat="channels").state_dict()  # the fusing stage drops it
+
+
+def test_aligning_may_read_an_instruction(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method, features, query = mixture(stage=ALIGN, align_query="question"), make_features(2), make_query(2)
+    asked = method(features, query).tokens_BMC[:, 18:]
+    assert torch.equal(asked, method.branches["prune"](features, query).tokens_BMC)
+    assert not torch.equal(asked, method(features).tokens_BMC[:, 18:])
+
+
+def test_the_router_may_read_the_text_before_its_projection(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method, features, query = mixture(text_feature="eos", text_width=5), make_features(2), make_query(2)
+    query.eos_BC = torch.randn(2, 5, generator=torch.Generator().manual_seed(9))
+    first = method(features, query).branch_weights_BS
+    query.eos_BC = -query.eos_BC
+    assert not torch.equal(first, method(features, query).branch_weights_BS)
+    query.eos_BC = None
+    with pytest.raises(ValueError, match=r"query.eos_BC is missing"):
+        method(features, query)
+
+
+def test_dense_execution_gives_the_same_and_runs_everything(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    sparse, dense = mixture(), mixture(execution="dense")
+    features, query = make_features(12), make_query(12)
+    seen = watch(dense)
+    expected, found = sparse(features, query), dense(features, query)
+    torch.testing.assert_close(found.tokens_BMC, expected.tokens_BMC, rtol=0, atol=1e-6)
+    assert torch.equal(found.branch_weights_BS, expected.branch_weights_BS)
+    assert {name: len(seen[name][0]) for name in BRANCHES} == dict.fromkeys(BRANCHES, 12)

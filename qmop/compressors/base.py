@@ -146,7 +146,7 @@ def stride_of(grid: int, tokens: int) -> int:
     Raises:
         ValueError: if no stride that divides the grid leaves that many; the message lists those that would.
     """
-    side = math.isqrt(tokens)
+    side = math.isqrt(max(tokens, 0))
     if side * side != tokens or side == 0 or grid % side:
         fitting = [(grid // stride) ** 2 for stride in range(1, grid + 1) if grid % stride == 0]
         raise ValueError(

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import qmop
 from cluster.progress import Progress
@@ -88,6 +90,53 @@ def test_zero_3_with_one_process_equals_zero_1_with_two(ground: Path) -> None:
         curves.append([note["loss"] for note in notes if note["kind"] == "step"])
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
     assert len(set(curves[0])) == 3
+
+
+def _mixed_corpus(folder: Path) -> Path:
+    """Twelve conversations with a picture and twelve without, in one corpus."""
+    draw = np.random.default_rng(1)
+    records = []
+    for number in range(24):
+        turns = [{"from": "human", "value": f"is it number {number} ?"}, {"from": "gpt", "value": "yes"}]
+        record: dict[str, object] = {"id": str(number), "conversations": turns}
+        if number % 2:
+            name = f"{number}.png"
+            Image.fromarray(draw.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(folder / name)
+            turns[0]["value"] = "<image>\n" + turns[0]["value"]
+            record["image"] = name
+        records.append(record)
+    (folder / "mixed.json").write_text(json.dumps(records))
+    output = folder / "mixed"
+    asked = {"annotations": str(folder / "mixed.json"), "images": str(folder), "samples_per_shard": 24}
+    prepare(PrepareRecipe(source="llava", output=str(output), **asked), Progress())  # type: ignore[arg-type]
+    return output
+
+
+@pytest.mark.parametrize(("method", "options"), [("qmop-elastic", {"budgets": [16, 4]}), ("recoverable", {})])
+def test_mixed_batches_step_under_zero_3_with_two_ranks(
+    ground: Path, tmp_path: Path, method: str, options: dict[str, object]
+) -> None:
+    """With one sample a rank, some steps have a picture on one rank and words alone on the other."""
+    asked = recipe(
+        ground,
+        corpus=str(_mixed_corpus(tmp_path)),
+        compressor=method,
+        options=options,
+        zero=3,
+        workers=2,
+        micro_batch=1,
+        global_batch=2,
+        align=StageRecipe(steps=0),
+        tune=StageRecipe(steps=8, language_rate=1e-3),
+        output=str(tmp_path / "run"),
+    )
+    result = train(asked, Progress())
+    notes = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [note["loss"] for note in notes if note["kind"] == "step"]
+    assert len(losses) == 8
+    assert all(0 < loss < 20 for loss in losses)
+    moved, _ = qmop.load(result.exports[-1])
+    assert moved.config.compressor == method
 
 
 def test_more_processes_than_the_cluster_has_cpus_are_refused_at_once(ground: Path) -> None:

@@ -37,8 +37,17 @@ def answer(
     questions: Sequence[str],
     *,
     max_new_tokens: int = 8,
+    visual_tokens: int | None = None,
 ) -> list[Answer]:
     """Greedy answers, one per (picture, question).
+
+    Args:
+        model: in evaluation mode.
+        processor: saved with the model.
+        images: one per question.
+        questions: words, without placeholders.
+        max_new_tokens: longest answer.
+        visual_tokens: another budget than the built one, for elastic methods.
 
     Raises:
         ValueError: if there are not as many pictures as questions.
@@ -46,7 +55,8 @@ def answer(
     if len(images) != len(questions):
         raise ValueError(f"there are {len(images)} images but {len(questions)} questions: pass one question per image")
     prompts = [prompt(processor, question) for question in questions]
-    batch = processor(images=list(images), text=prompts, query=list(questions), padding=True, return_tensors="pt")
+    asked = {"images": list(images), "text": prompts, "query": list(questions), "visual_tokens": visual_tokens}
+    batch = processor(**asked, padding=True, return_tensors="pt")
     batch = batch.to(model.device)
     encoded = model.get_image_features(**take_image_inputs(batch))
     written = model.generate(

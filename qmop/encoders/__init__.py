@@ -11,11 +11,12 @@ from qmop.compressors.base import Declaration
 from qmop.encoders.base import States, TowerReader
 from qmop.encoders.clip import ClipReader
 from qmop.encoders.query import QueryEncoder
+from qmop.encoders.siglip import SiglipReader
 from qmop.features import VisualFeatures
 
 __all__ = ["QueryEncoder", "TowerReader", "default_levels", "reader_of", "visual_features"]
 
-READERS: dict[str, type[TowerReader]] = {"clip_vision_model": ClipReader}
+READERS: dict[str, type[TowerReader]] = {"clip_vision_model": ClipReader, "siglip_vision_model": SiglipReader}
 
 
 def reader_of(tower: Any) -> TowerReader:
@@ -51,10 +52,11 @@ def visual_features(
     """Run a vision tower and gather what a method declares.
 
     Args:
-        tower: transformers' `CLIPVisionModel` or another of `READERS`.
+        tower: transformers' `CLIPVisionModel` or `SiglipVisionModel`.
         pixels_BCHW: normalised pixels.
         declaration: of the method that will read the features.
-        layer: hidden state that gives patches and summary; LLaVA-1.5 and the paper use the second to last.
+        layer: hidden state that gives patches and, with a class token, the summary; LLaVA-1.5 and the paper use
+            the second to last.
         attention_layer: block whose class attention and keys are read; the declared one when absent.
         levels: hidden states that stand side by side for methods that read several; see `default_levels`.
         query_encoder: the paired text tower, whose map into text space some methods read.
@@ -90,9 +92,7 @@ def visual_features(
     return features
 
 
-def _pool(
-    reader: TowerReader, states: States, declaration: Declaration, features: VisualFeatures, layer: int
-) -> None:
+def _pool(reader: TowerReader, states: States, declaration: Declaration, features: VisualFeatures, layer: int) -> None:
     """Fill in the vectors that stand for a whole image."""
     if "class_token" in declaration.reads:
         features.class_token_BC = reader.class_token(states, layer)

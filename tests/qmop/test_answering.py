@@ -37,6 +37,14 @@ def test_answers_tell_tokens_and_weights(
         assert "<" not in one.text
 
 
+def test_an_elastic_method_answers_at_another_budget(pictures: Pictures) -> None:
+    torch.manual_seed(0)
+    model, processor = tiny_model("qmop-elastic", 16), tiny_processor(16)
+    for budget, expected in ((None, 16), (4, 4)):
+        told = answer(model, processor, pictures(1), QUESTIONS[:1], visual_tokens=budget)
+        assert told[0].visual_tokens == expected
+
+
 def test_a_batch_answers_as_its_rows_do(
     mixture: tuple[QMoPForConditionalGeneration, QMoPProcessor], pictures: Pictures
 ) -> None:

@@ -31,7 +31,8 @@ def test_every_file_with_a_compressor_is_registered() -> None:
 
 def test_text_guided_methods_read_the_question_and_others_do_not() -> None:
     for declaration in list_compressors().values():
-        assert declaration.text_guided == ("query" in declaration.reads)
+        inside = declaration.acts == "in_llm"  # there the question stands in the prompt
+        assert declaration.text_guided == ("query" in declaration.reads or inside)
 
 
 def test_trained_methods_are_those_with_parameters() -> None:

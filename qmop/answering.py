@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -55,7 +56,12 @@ def answer(
     if len(images) != len(questions):
         raise ValueError(f"there are {len(images)} images but {len(questions)} questions: pass one question per image")
     prompts = [prompt(processor, question) for question in questions]
-    asked = {"images": list(images), "text": prompts, "query": list(questions), "visual_tokens": visual_tokens}
+    asked: dict[str, Any] = {
+        "images": list(images),
+        "text": prompts,
+        "query": list(questions),
+        "visual_tokens": visual_tokens,
+    }
     batch = processor(**asked, padding=True, return_tensors="pt")
     batch = batch.to(model.device)
     encoded = model.get_image_features(**take_image_inputs(batch))

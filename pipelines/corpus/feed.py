@@ -1,14 +1,16 @@
 """Shards to the trainer's doorstep through Ray Data, in one exact order for any number of workers.
 
-Micro-batch `k` holds positions `start + k * micro_batch` onwards and goes to rank `k mod world`. Ray Data gives that
-with one task per shuffle window, preserved order, strict repartitioning into blocks of one micro-batch and a streaming
-split that neither equalises nor looks at locality; each consumer proves the positions that reach it.
+An optimiser step is a fixed number of micro-batch *slots*, whatever the number of workers: slot k of a step holds the
+next `micro_batch` positions and goes to rank `k mod world`; where the slots do not divide evenly, the last ranks get a
+void instead. Ray Data gives that with one task per span, preserved order, strict repartitioning into blocks of one
+micro-batch and a streaming split that neither equalises nor looks at locality; each consumer proves the positions that
+reach it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,14 +22,15 @@ import ray.data
 import ray.train
 
 from cluster.storage import absolute
-from pipelines.corpus.manifest import Manifest, load_manifest
-from pipelines.corpus.order import Order, Window
+from pipelines.corpus.blend import Blend, Places
 from pipelines.corpus.reader import OpenShard, open_shard
 
 SCHEMA = pa.schema([("position", pa.int64()), ("key", pa.string()), ("image", pa.binary()), ("sample", pa.binary())])
 READING_CPUS = 1.0
 """Logical CPUs that must stay free beside the trainer's own; without any, Ray Data would wait for ever in silence."""
 _BLOCK_BYTES = 8 * 1024 * 1024
+_VOID = -1
+"""The position of rows that only fill a slot."""
 
 
 @dataclass(frozen=True)
@@ -49,25 +52,27 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFeed:
-    """A corpus in its order, from one position to another. Small and picklable; opens nothing until it is used.
+    """Corpora in their order, from one position to another. Small and picklable; opens nothing until it is used.
 
-    Samples beyond the last whole step of `micro_batch * world` are not delivered, so that every worker sees equally
-    many micro-batches; `steps` says how many that are.
+    Samples beyond the last whole step of `micro_batch * slots` are not delivered, so that every worker takes equally
+    many steps and steps do not depend on the number of workers; `steps` says how many that are.
 
     Args:
-        manifest_uri: corpus folder or manifest file.
+        corpora: corpus folder or manifest file; or several with their weights.
         seed: seed of the order.
         micro_batch: samples that one worker computes at once.
+        slots: micro-batches of one optimiser step, over all workers.
         samples: position after the last sample, over as many epochs as needed; one epoch when None.
-        start: position of the first sample; a resumed run puts its committed position here.
+        start: position of the first sample, the beginning of a step; a resumed run puts its committed position here.
         window_shards: shards that are shuffled together; a task holds as many in memory.
-        windows_ahead: windows that are read at the same time.
-        read_cpus: logical CPUs that reading one window asks for.
+        windows_ahead: spans that are read at the same time.
+        read_cpus: logical CPUs that reading one span asks for.
     """
 
-    manifest_uri: str
+    corpora: str | Mapping[str, float]
     seed: int
     micro_batch: int
+    slots: int = 1
     samples: int | None = None
     start: int = 0
     window_shards: int = 4
@@ -76,50 +81,60 @@ class CorpusFeed:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a ValueError that names the field."""
-        object.__setattr__(self, "manifest_uri", absolute(self.manifest_uri))
-        for name in ("micro_batch", "window_shards", "windows_ahead"):
+        named = {self.corpora: 1.0} if isinstance(self.corpora, str) else self.corpora
+        object.__setattr__(self, "corpora", {absolute(uri): float(weight) for uri, weight in named.items()})
+        for name in ("micro_batch", "slots", "window_shards", "windows_ahead"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
         if self.start < 0 or (self.samples is not None and self.samples < self.start):
             raise ValueError(f"start is {self.start}, it must lie between 0 and samples ({self.samples})")
 
+    @property
+    def step(self) -> int:
+        """Samples of one optimiser step."""
+        return self.micro_batch * self.slots
+
     def at(self, position: int) -> CorpusFeed:
         """The same feed from another position on."""
         return replace(self, start=position)
 
-    def stop(self) -> int:
-        """The position after the last sample that is asked for."""
-        return load_manifest(self.manifest_uri).written if self.samples is None else self.samples
-
-    def steps(self, world: int) -> int:
-        """Micro-batches that each of `world` workers receives."""
-        return (self.stop() - self.start) // (self.micro_batch * world)
-
-    def order(self) -> Order:
+    def blend(self) -> Blend:
         """The order that positions refer to."""
-        return Order(load_manifest(self.manifest_uri).sizes, self.seed, self.window_shards)
+        assert not isinstance(self.corpora, str)
+        return Blend.load(self.corpora, self.seed, self.window_shards)
 
-    def dataset(self) -> ray.data.Dataset:
-        """A lazy dataset whose blocks are micro-batches with the columns of `SCHEMA`, in order.
+    def stop(self) -> int:
+        """The position after the last sample that is delivered."""
+        asked = self.blend().epoch if self.samples is None else self.samples
+        return self.start + (asked - self.start) // self.step * self.step
+
+    def steps(self) -> int:
+        """Optimiser steps from `start` to the end."""
+        return (self.stop() - self.start) // self.step
+
+    def rounds(self, world: int) -> int:
+        """Micro-batches, voids included, of each of `world` workers in one step."""
+        return -(-self.slots // world)
+
+    def dataset(self, world: int = 1) -> ray.data.Dataset:
+        """A lazy dataset whose blocks are the slots with the columns of `SCHEMA`, in order, voids included.
 
         Raises:
-            FileNotFoundError: if the corpus has no manifest.
-            ValueError: if nothing is left to deliver, or the manifest is damaged.
+            FileNotFoundError: if a corpus has no manifest.
+            ValueError: if nothing is left to deliver, or a manifest is damaged.
         """
-        manifest = load_manifest(self.manifest_uri)
-        order = Order(manifest.sizes, self.seed, self.window_shards)
-        stop = self.start + (self.stop() - self.start) // self.micro_batch * self.micro_batch
+        blend, stop = self.blend(), self.stop()
         if stop == self.start:
             raise ValueError(
-                f"samples: fewer than micro_batch={self.micro_batch} samples are left from position {self.start} of "
-                f"{self.stop()}, ask for more samples or use a smaller micro-batch"
+                f"samples: fewer than {self.step} samples (slots={self.slots} x micro_batch={self.micro_batch}) are "
+                f"left from position {self.start}, ask for more samples or use smaller steps"
             )
-        first, last = order.window_at(self.start).number, order.window_at(stop - 1).number
-        read = partial(_read_window, manifest=manifest, order=order, first=first, span=(self.start, stop))
+        first, last = blend.span_at(self.start), blend.span_at(stop - 1)
+        voids = (self.rounds(world) * world - self.slots) * self.micro_batch
+        read = partial(_read_span, blend=blend, feed=self, first=first, stop=stop, voids=voids)
         count = last - first + 1
-        windows = ray.data.range(count, override_num_blocks=count)
-        rows = windows.map_batches(
-            partial(read, rows=self.micro_batch),
+        rows = ray.data.range(count, override_num_blocks=count).map_batches(
+            read,
             batch_size=None,
             batch_format="numpy",
             num_cpus=self.read_cpus,
@@ -132,22 +147,42 @@ class CorpusFeed:
         return batches
 
 
-def _read_window(
-    batch: dict[str, np.ndarray], *, manifest: Manifest, order: Order, first: int, span: tuple[int, int], rows: int
+def _read_span(
+    batch: dict[str, np.ndarray], *, blend: Blend, feed: CorpusFeed, first: int, stop: int, voids: int
 ) -> Iterator[pa.Table]:
-    """The samples of one window, or of the part of it inside `span`, as tables of at most `rows` rows."""
+    """The samples of one span, or of the part of it that is asked for, as tables of at most a micro-batch."""
     for number in batch["id"]:
-        window = order.window(first + int(number))
-        shards = {shard: open_shard(manifest.uri(shard), manifest.shards[shard]) for shard in window.shards}
-        places = order.samples(window)
-        start, stop = max(span[0], window.start), min(span[1], window.start + window.count)
-        for low in range(start, stop, rows):
-            yield _table(window, places, shards, range(low, min(low + rows, stop)))
+        low, high = blend.span(first + int(number))
+        start, end = max(feed.start, low), min(stop, high)
+        places = blend.places(start, end)
+        shards = {
+            (corpus, shard): open_shard(blend.manifests[corpus].uri(shard), blend.manifests[corpus].shards[shard])
+            for corpus, shard in places.shards()
+        }
+        for position in _cuts(start, end, feed):
+            stretch = range(
+                position, min(end, position + feed.micro_batch - (position - feed.start) % feed.micro_batch)
+            )
+            yield _table(stretch, start, places, shards)
+            if voids and (stretch.stop - feed.start) % feed.step == 0:
+                yield _void(voids)
 
 
-def _table(window: Window, places: list[tuple[int, int]], shards: dict[int, OpenShard], positions: range) -> pa.Table:
-    chosen = [places[position - window.start] for position in positions]
-    stored = [shards[shard][index] for shard, index in chosen]
+def _cuts(start: int, end: int, feed: CorpusFeed) -> Iterator[int]:
+    """Where tables begin: at the start, and wherever a micro-batch does."""
+    yield start
+    next_one = start + feed.micro_batch - (start - feed.start) % feed.micro_batch
+    yield from range(next_one, end, feed.micro_batch)
+
+
+def _table(positions: range, start: int, places: Places, shards: dict[tuple[int, int], OpenShard]) -> pa.Table:
+    inside = slice(positions.start - start, positions.stop - start)
+    stored = [
+        shards[corpus, shard][index]
+        for corpus, shard, index in zip(
+            places.corpus[inside].tolist(), places.shard[inside].tolist(), places.index[inside].tolist(), strict=True
+        )
+    ]
     columns = [
         list(positions),
         [sample.key for sample in stored],
@@ -157,33 +192,51 @@ def _table(window: Window, places: list[tuple[int, int]], shards: dict[int, Open
     return pa.table(columns, schema=SCHEMA)
 
 
+def _void(rows: int) -> pa.Table:
+    return pa.table([[_VOID] * rows, [""] * rows, [None] * rows, [b""] * rows], schema=SCHEMA)
+
+
 class ExactSplit(ray.train.DataConfig):
-    """Hands micro-batch `k` to rank `k mod world`; pass it as `dataset_config` to the trainer."""
+    """Hands slot k of every step to rank `k mod world`; pass it as `dataset_config` to the trainer.
+
+    Args:
+        feeds: by the name under which workers ask for them; the trainer's `datasets` need these names only.
+    """
+
+    def __init__(self, feeds: Mapping[str, CorpusFeed]) -> None:
+        super().__init__()
+        self.feeds = dict(feeds)
 
     def configure(
         self,
-        datasets: dict[str, ray.data.Dataset],
+        datasets: dict[str, ray.data.Dataset],  # noqa: ARG002 - made here, where the number of workers is known
         world_size: int,
         worker_handles: list[Any] | None,  # noqa: ARG002 - the interface is Ray's
         worker_node_ids: list[str] | None,  # noqa: ARG002
         **kwargs: Any,  # noqa: ARG002
     ) -> list[dict[str, ray.data.DataIterator]]:
-        """One iterator per dataset for every worker."""
+        """One iterator per feed for every worker."""
         output: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
-        for name, dataset in datasets.items():
-            ordered = dataset.copy(dataset)
-            ordered.context.execution_options = deepcopy(dataset.context.execution_options)
-            ordered.context.execution_options.preserve_order = True
+        for name, feed in self.feeds.items():
+            ordered = feed.dataset(world_size)
+            ordered.context.execution_options = deepcopy(ordered.context.execution_options)
             splits = ordered.streaming_split(world_size, equal=False, locality_hints=None)
             for rank, split in enumerate(splits):
                 output[rank][name] = split
         return output
 
 
+def named_only(names: Iterable[str]) -> dict[str, ray.data.Dataset]:
+    """What a trainer takes as `datasets` beside an `ExactSplit`: the names, over nothing worth reading."""
+    return {name: ray.data.range(1) for name in names}
+
+
 def iter_micro_batches(
     shard: ray.data.DataIterator, feed: CorpusFeed, *, rank: int | None = None, world: int | None = None
-) -> Iterator[MicroBatch]:
-    """The micro-batches of one worker, exactly `feed.steps(world)` of them, each proved to be the right one.
+) -> Iterator[MicroBatch | None]:
+    """What one worker computes: `feed.rounds(world)` micro-batches or voids (None) for each of `feed.steps()` steps.
+
+    Each is proved to be the right one.
 
     Args:
         shard: what `ray.train.get_dataset_shard` returned.
@@ -196,18 +249,22 @@ def iter_micro_batches(
     world = context.get_world_size() if world is None and context else world
     assert rank is not None
     assert world is not None
-    steps = feed.steps(world)
+    steps, size = feed.steps(), feed.micro_batch
     batches = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
     for step in range(steps):
-        table = next(batches, None)
-        assert table is not None, f"the feed ended after {step} of {steps} micro-batches"
-        low = feed.start + (step * world + rank) * feed.micro_batch
-        yield _unpack(table, list(range(low, low + feed.micro_batch)))
+        for slot in range(rank, feed.rounds(world) * world, world):
+            table = next(batches, None)
+            assert table is not None, f"the feed ended after {step} of {steps} steps"
+            low = feed.start + step * feed.step + slot * size
+            void = slot >= feed.slots
+            yield _unpack(table, [_VOID] * size if void else list(range(low, low + size)))
 
 
-def _unpack(table: pa.Table, expected: list[int]) -> MicroBatch:
+def _unpack(table: pa.Table, expected: list[int]) -> MicroBatch | None:
     positions = table["position"].to_pylist()
     assert positions == expected, f"positions {positions[:3]}... arrived where {expected[:3]}... were due"
+    if positions[0] == _VOID:
+        return None
     return MicroBatch(
         positions=positions,
         keys=table["key"].to_pylist(),

@@ -8,8 +8,10 @@ integer arithmetic of our own, so that no library's next version changes an orde
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -66,6 +68,7 @@ class Order:
 
     def __post_init__(self) -> None:
         """Refuse a corpus that has no order."""
+        object.__setattr__(self, "sizes", tuple(self.sizes))
         if not self.sizes or min(self.sizes) < 1:
             raise ValueError("a corpus without samples has no order, prepare one with at least one sample per shard")
         if self.window_shards < 1:
@@ -83,6 +86,9 @@ class Order:
 
     def windows(self, epoch: int) -> list[Window]:
         """All windows of an epoch, in order."""
+        return list(_windows(self, epoch))
+
+    def _cut(self, epoch: int) -> list[Window]:
         shards = [int(shard) for shard in permutation(len(self.sizes), "shards", self.seed, epoch)]
         windows: list[Window] = []
         start = epoch * self.epoch_samples
@@ -101,15 +107,40 @@ class Order:
 
     def window_at(self, position: int) -> Window:
         """The window that a position falls into."""
-        windows = self.windows(position // self.epoch_samples)
-        return next(window for window in windows if position < window.start + window.count)
+        windows = _windows(self, position // self.epoch_samples)
+        return windows[bisect_right(windows, position, key=lambda window: window.start) - 1]
 
     def samples(self, window: Window) -> list[tuple[int, int]]:
         """`(shard, index inside the shard)` of every sample of a window, in the order of delivery."""
-        places = [(shard, index) for shard in window.shards for index in range(self.sizes[shard])]
-        return [places[chosen] for chosen in permutation(len(places), "window", self.seed, window.number)]
+        shards, indices = self._drawn(window)
+        return list(zip(shards.tolist(), indices.tolist(), strict=True))
+
+    def _drawn(self, window: Window) -> tuple[np.ndarray, np.ndarray]:
+        """Shards and indices of a window's samples in the order of delivery, both `(count,)`."""
+        sizes = [self.sizes[shard] for shard in window.shards]
+        shards = np.repeat(np.array(window.shards), sizes)
+        indices = np.concatenate([np.arange(size) for size in sizes])
+        chosen = permutation(window.count, "window", self.seed, window.number)
+        return shards[chosen], indices[chosen]
+
+    def places(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Shards and indices inside the shards of all samples from one position to another, both `(stop - start,)`."""
+        shards, indices = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
+        while start < stop:
+            window = self.window_at(start)
+            span = slice(start - window.start, min(stop, window.start + window.count) - window.start)
+            drawn = self._drawn(window)
+            shards.append(drawn[0][span])
+            indices.append(drawn[1][span])
+            start = window.start + window.count
+        return np.concatenate(shards), np.concatenate(indices)
 
     def locate(self, position: int) -> tuple[int, int]:
         """`(shard, index inside the shard)` of the sample at a position."""
-        window = self.window_at(position)
-        return self.samples(window)[position - window.start]
+        shards, indices = self.places(position, position + 1)
+        return int(shards[0]), int(indices[0])
+
+
+@lru_cache(maxsize=4)
+def _windows(order: Order, epoch: int) -> tuple[Window, ...]:
+    return tuple(order._cut(epoch))  # noqa: SLF001 - the same class, with a memory that a frozen object cannot keep

@@ -120,6 +120,7 @@ class StageRun:
         collate = Collator(self.processor, seed=recipe.seed, max_length=recipe.max_length, budget=self._budget())
         shard = ray.train.get_dataset_shard(self.plan.name)
         for micro in iter_micro_batches(shard, self.plan.feed):
+            assert micro is not None, "a recipe's slots divide evenly into its workers"
             yield collate(micro)
 
     def _budget(self) -> Callable[[int], int] | None:

@@ -17,7 +17,7 @@ from cluster.progress import Progress
 from cluster.session import ray_session
 from cluster.storage import absolute, arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
 from pipelines.board import Board, listening
-from pipelines.corpus.feed import READING_CPUS, CorpusFeed, ExactSplit
+from pipelines.corpus.feed import READING_CPUS, CorpusFeed, ExactSplit, named_only
 from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.training.exports import FOLDER, WEIGHTS, export_name, is_complete
 from pipelines.training.loop import LoopSettings, StagePlan, train_loop
@@ -98,9 +98,10 @@ def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Ma
     plans, base = [], absolute(base_path(recipe.base))
     for number, (stage, uris) in enumerate(wanted.items()):
         feed = CorpusFeed(
-            manifest_uri=recipe.corpus,
+            corpora=recipe.corpus,
             seed=recipe.seed * len(wanted) + number,
             micro_batch=recipe.micro_batch,
+            slots=recipe.global_batch // recipe.micro_batch,
             samples=recipe.stage(stage).steps * recipe.global_batch,
         )
         if not all(is_complete(uri) for uri in uris):
@@ -152,8 +153,8 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
         ),
-        datasets={plan.name: plan.feed.dataset() for plan in plans},
-        dataset_config=ExactSplit(),
+        datasets=named_only(plan.name for plan in plans),
+        dataset_config=ExactSplit({plan.name: plan.feed for plan in plans}),
     )
     notes: list[dict[str, Any]] = []
     try:

@@ -146,10 +146,10 @@ def progress(lines: io.StringIO) -> Progress:
 
 @pytest.fixture
 def rendered(tmp_path: Path, progress: Progress) -> Callable[..., Manifest]:
-    """Make a small rendered corpus: `rendered(count=60, samples_per_shard=8)`."""
+    """Make a small rendered corpus: `rendered(count=60, samples_per_shard=8)`, in a folder of its own by `folder`."""
 
-    def make(**changes: Any) -> Manifest:
-        output = str(tmp_path / "rendered")
+    def make(folder: str = "rendered", **changes: Any) -> Manifest:
+        output = str(tmp_path / folder)
         fields: dict[str, Any] = {"source": "rendered", "output": output, "count": 60, "samples_per_shard": 8}
         return prepare(PrepareRecipe(**(fields | changes)), progress)
 

@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
-from pipelines.corpus.feed import CorpusFeed, ExactSplit
+from pipelines.corpus.feed import CorpusFeed, ExactSplit, named_only
 from pipelines.corpus.manifest import Manifest
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
@@ -50,17 +50,18 @@ def delivered(feed: CorpusFeed, world: int) -> list[list[tuple[list[int], list[s
         draws, seen = random.Random(rank), []
         for batch in iter_micro_batches(shard, feed, rank=rank, world=world):
             time.sleep(draws.random() * 0.04)
-            seen.append((batch.positions, batch.keys))
+            if batch is not None:
+                seen.append((batch.positions, batch.keys))
         return seen
 
-    shards = ExactSplit().configure({"train": feed.dataset()}, world, None, None)
+    shards = ExactSplit({"train": feed}).configure({}, world, None, None)
     worker = ray.remote(num_cpus=0.1)(consume)
     return ray.get([worker.remote(shard["train"], rank) for rank, shard in enumerate(shards)])
 
 
 def expected_keys(feed: CorpusFeed, start: int, stop: int) -> list[str]:
     """The first part of each key, from the order alone: shards hold ten samples each."""
-    order = feed.order()
+    order = feed.blend().orders[0]
     return [f"{shard * 10 + index:09d}" for shard, index in map(order.locate, range(start, stop))]
 
 
@@ -86,29 +87,42 @@ def test_parallel_and_lone_preparation_agree(corpus: Manifest, rendered: Callabl
     assert [shard.nsamples for shard in again.shards] == [10] * 10
 
 
-@pytest.mark.parametrize(("world", "micro_batch"), [(1, 8), (2, 4), (3, 4), (2, 1)])
-def test_every_rank_gets_exactly_its_micro_batches(corpus: Manifest, world: int, micro_batch: int) -> None:
-    feed = CorpusFeed(
-        manifest_uri=corpus.folder,
-        seed=5,
-        micro_batch=micro_batch,
-        samples=150 if micro_batch > 1 else 61,
-        window_shards=3,
-    )
+@pytest.mark.parametrize(("world", "micro_batch", "slots"), [(1, 8, 1), (2, 4, 4), (3, 4, 4), (4, 4, 4), (8, 4, 4)])
+def test_every_number_of_workers_sees_the_same_steps(
+    corpus: Manifest, world: int, micro_batch: int, slots: int
+) -> None:
+    feed = CorpusFeed(corpora=corpus.folder, seed=5, micro_batch=micro_batch, slots=slots, samples=150, window_shards=3)
     ranks = delivered(feed, world)
-    assert [len(rank) for rank in ranks] == [feed.steps(world)] * world
-    total = feed.steps(world) * world * micro_batch
-    assert in_order(ranks) == expected_keys(feed, 0, total)
+    busy = [sum(slot % world == rank for slot in range(slots)) for rank in range(world)]
+    assert [len(rank) for rank in ranks] == [feed.steps() * count for count in busy]
+    assert in_order(ranks) == expected_keys(feed, 0, feed.stop())
 
 
 def test_a_run_goes_on_from_any_position_on_another_number_of_workers(corpus: Manifest) -> None:
-    feed = CorpusFeed(manifest_uri=corpus.folder, seed=5, micro_batch=4, samples=108, window_shards=3)
+    feed = CorpusFeed(corpora=corpus.folder, seed=5, micro_batch=4, slots=3, samples=108, window_shards=3)
     whole = in_order(delivered(feed, 1))
-    assert whole[60:] == in_order(delivered(feed.at(60), 3))
+    assert whole[60:] == in_order(delivered(feed.at(60), 2))
+
+
+def test_a_mixture_keeps_its_proportions_and_its_corpora_their_orders(
+    corpus: Manifest, rendered: Callable[..., Manifest]
+) -> None:
+    other = rendered("other", count=30, samples_per_shard=10, seed=77)
+    corpora = {corpus.folder: 3.0, other.folder: 1.0}
+    feed = CorpusFeed(corpora=corpora, seed=5, micro_batch=4, slots=2, samples=160, window_shards=3)
+    ranks = delivered(feed, 2)
+    keys = in_order(ranks)
+    assert len(keys) == 160
+    places = feed.blend().places(0, 160)
+    assert keys == [f"{s * 10 + i:09d}" for s, i in zip(places.shard.tolist(), places.index.tolist(), strict=True)]
+    for start in range(0, 160, 4):
+        assert (places.corpus[start : start + 4] == 0).sum() == 3
+    first = [key for key, which in zip(keys, places.corpus, strict=True) if which == 0]
+    assert len(set(first[:100])) == 100  # each corpus keeps to its own epochs
 
 
 def test_an_epoch_holds_every_key_once(corpus: Manifest) -> None:
-    feed = CorpusFeed(manifest_uri=corpus.folder, seed=9, micro_batch=10, samples=200, window_shards=4)
+    feed = CorpusFeed(corpora=corpus.folder, seed=9, micro_batch=10, samples=200, window_shards=4)
     keys = in_order(delivered(feed, 2))
     assert len(set(keys[:100])) == len(set(keys[100:])) == 100
     assert keys[:100] != keys[100:]
@@ -121,7 +135,7 @@ def test_text_only_rows_and_photographs_arrive_unchanged(
     llava.records += [{"id": number, "conversations": turns} for number in range(6)]
     llava.save()
     manifest = prepare(llava.recipe(tmp_path / "out"), progress)
-    feed = CorpusFeed(manifest_uri=manifest.folder, seed=1, micro_batch=3, window_shards=2)
+    feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=3, window_shards=2)
     rows = feed.dataset().take_all()
     assert sorted(row["image"] for row in rows if row["image"] is not None) == sorted(jpegs)
     assert sum(row["image"] is None for row in rows) == 6
@@ -131,7 +145,7 @@ def test_text_only_rows_and_photographs_arrive_unchanged(
 def test_a_damaged_shard_stops_the_feed_with_its_name(rendered: Callable[..., Manifest]) -> None:
     manifest = rendered(count=40, samples_per_shard=10)
     Path(manifest.uri(2)).write_bytes(b"")
-    feed = CorpusFeed(manifest_uri=manifest.folder, seed=1, micro_batch=5)
+    feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=5)
     with pytest.raises(Exception, match=r"corpus-000002\.tar: its bytes differ from the manifest"):
         feed.dataset().take_all()
 
@@ -145,7 +159,7 @@ def test_the_stock_reader_of_ray_reads_our_shards(corpus: Manifest) -> None:
 
 
 def test_ray_train_hands_each_worker_its_positions(corpus: Manifest, tmp_path: Path) -> None:
-    feed = CorpusFeed(manifest_uri=corpus.folder, seed=5, micro_batch=4, samples=44, window_shards=3)
+    feed = CorpusFeed(corpora=corpus.folder, seed=5, micro_batch=4, slots=2, samples=44, window_shards=3)
 
     def loop(config: dict[str, Any]) -> None:
         import json  # noqa: PLC0415 - runs in a worker
@@ -162,8 +176,8 @@ def test_ray_train_hands_each_worker_its_positions(corpus: Manifest, tmp_path: P
     TorchTrainer(
         loop,
         train_loop_config={"feed": feed, "folder": tmp_path},
-        datasets={"train": feed.dataset},
-        dataset_config=ExactSplit(),
+        datasets=named_only(["train"]),
+        dataset_config=ExactSplit({"train": feed}),
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=2),
         run_config=ray.train.RunConfig(name="feed", storage_path=str(tmp_path / "train")),

@@ -11,6 +11,9 @@ from jobs.recipes_reader import parse_recipe
 
 JOBS = {
     "prepare": "turn pictures and texts into validated shards",
+    "prepare verify": "prove a corpus against its manifest",
+    "prepare audit": "prove what a run was trained on against corpus and order",
+    "convert": "put a published projector into a checkpoint",
     "train": "train a compressor in two stages on Ray Train with DeepSpeed",
     "evaluate": "judge checkpoints on VTCBench, in parallel",
     "report": "write the report of an evaluation",
@@ -22,7 +25,7 @@ MISTAKE, INTERRUPTED = 2, 130
 
 def usage() -> str:
     """What `qmop --help` prints."""
-    lines = [f"  {name:<12}{text}" for name, text in JOBS.items()]
+    lines = [f"  {name:<16}{text}" for name, text in JOBS.items()]
     return "\n".join(
         [
             "usage: qmop JOB [--config RECIPE.yaml] [--field value ...]",
@@ -49,7 +52,8 @@ def run(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(usage())  # noqa: T201 - help goes to standard output
         return 0 if argv else MISTAKE
-    name, rest = argv[0], argv[1:]
+    words = 2 if " ".join(argv[:2]) in JOBS else 1
+    name, rest = " ".join(argv[:words]), argv[words:]
     if name not in JOBS:
         return _complain(f"there is no job {name!r}: choose one of {', '.join(JOBS)}")
     traceback = "--traceback" in rest
@@ -66,7 +70,7 @@ def run(argv: list[str]) -> int:
 
 def _run_job(name: str, rest: list[str]) -> int:
     print(f"qmop {name}: starting", file=sys.stderr)  # noqa: T201 - importing the frameworks takes some seconds
-    job: ModuleType = importlib.import_module(f"jobs.{name}")
+    job: ModuleType = importlib.import_module(f"jobs.{name.rsplit(maxsplit=1)[-1]}")
     recipe = parse_recipe(f"qmop {name}", job.__doc__ or "", job.RECIPE, rest)
     from cluster.progress import Progress  # noqa: PLC0415 - `qmop --help` needs none of it
 

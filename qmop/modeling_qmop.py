@@ -35,6 +35,15 @@ class QMoPPreTrainedModel(LlavaPreTrainedModel):
     config: QMoPConfig
     config_class = QMoPConfig
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """Be treated as transformers' own models are: every module is visited for its start values.
+
+        Modules of other code are passed over where they hold no parameters of their own; ours start their children.
+        All our start values go through `transformers.initialization`, which leaves loaded parameters alone.
+        """
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -115,7 +124,9 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         if ids is None or "query" not in declaration.reads:
             return None
         if self.query_encoder is None:
-            raise ValueError(f"{declaration.name} reads the question, but this model has no text tower: set query_config")
+            raise ValueError(
+                f"{declaration.name} reads the question, but this model has no text tower: set query_config"
+            )
         query = self.query_encoder(ids, mask, last="last_text" in declaration.reads)
         if image_rows is not None:
             return query.rows(image_rows)

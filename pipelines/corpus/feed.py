@@ -21,6 +21,7 @@ import pyarrow as pa
 import ray.data
 import ray.train
 
+from cluster import storage
 from cluster.storage import absolute
 from pipelines.corpus.blend import Blend, Places
 from pipelines.corpus.reader import OpenShard, open_shard
@@ -201,11 +202,13 @@ class ExactSplit(ray.train.DataConfig):
 
     Args:
         feeds: by the name under which workers ask for them; the trainer's `datasets` need these names only.
+        committed: URI of the file that says how far a run has come (see `commit`); each start of the worker group
+            reads on from there.
     """
 
-    def __init__(self, feeds: Mapping[str, CorpusFeed]) -> None:
+    def __init__(self, feeds: Mapping[str, CorpusFeed], committed: str | None = None) -> None:
         super().__init__()
-        self.feeds = dict(feeds)
+        self.feeds, self.committed = dict(feeds), committed
 
     def configure(
         self,
@@ -218,12 +221,25 @@ class ExactSplit(ray.train.DataConfig):
         """One iterator per feed for every worker."""
         output: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
         for name, feed in self.feeds.items():
-            ordered = feed.dataset(world_size)
+            ordered = resumed(feed, name, self.committed).dataset(world_size)
             ordered.context.execution_options = deepcopy(ordered.context.execution_options)
             splits = ordered.streaming_split(world_size, equal=False, locality_hints=None)
             for rank, split in enumerate(splits):
                 output[rank][name] = split
         return output
+
+
+def commit(uri: str, name: str, position: int) -> None:
+    """Record that everything before a position of a feed is part of a checkpoint; by one process, after the save."""
+    storage.write_atomic(uri, json.dumps({"feed": name, "position": position}).encode())
+
+
+def resumed(feed: CorpusFeed, name: str, uri: str | None) -> CorpusFeed:
+    """A feed from its committed position on; from its own start where nothing is committed."""
+    if uri is None or not storage.exists(uri):
+        return feed
+    said = json.loads(storage.read_bytes(uri))
+    return feed.at(said["position"]) if said["feed"] == name else feed
 
 
 def named_only(names: Iterable[str]) -> dict[str, ray.data.Dataset]:

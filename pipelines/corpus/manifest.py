@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,19 +14,29 @@ from cluster.storage import absolute
 NAME = "manifest.json"
 QUARANTINE = "quarantine.jsonl"
 KIND = "wids-shard-index-v1"
-LAYOUT = 1
-"""Version of what a shard's record holds; a reader refuses any other."""
+LAYOUT = 2
+"""Version of what a manifest says of a shard; a reader refuses any other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """One shard: name relative to the manifest, sample count, size in bytes and digests."""
+    """One shard.
+
+    Attributes:
+        url: name relative to the manifest.
+        nsamples: samples in it.
+        filesize: bytes.
+        sha256: of the file.
+        md5sum: of the file, as the wids format asks.
+        keys_sha256: of its samples' keys in order, one per line, so that a ledger can be proved without the shard.
+    """
 
     url: str
     nsamples: int
     filesize: int
     sha256: str
     md5sum: str
+    keys_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +109,11 @@ def corpus_digest(shards: tuple[Shard, ...]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def keys_digest(keys: Iterable[str]) -> str:
+    """SHA-256 over keys in order, one per line."""
+    return hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest()
+
+
 def manifest_uri(uri: str) -> str:
     """The manifest's own address, from its folder's or its own."""
     return uri if uri.endswith(".json") else storage.join(uri, NAME)
@@ -141,13 +156,21 @@ def _parse(document: Any, where: str) -> Manifest:
     return manifest
 
 
-def verify(manifest: Manifest) -> None:
+def verify(manifest: Manifest, told: Callable[[int], None] = lambda _: None) -> None:
     """Prove that every shard is there and has the promised bytes.
+
+    Args:
+        manifest: of the corpus.
+        told: hears how many shards have been read.
 
     Raises:
         ValueError: naming the first few shards that are missing or differ.
     """
-    wrong = [text for number in range(len(manifest.shards)) if (text := _difference(manifest, number))]
+    wrong = []
+    for number in range(len(manifest.shards)):
+        if text := _difference(manifest, number):
+            wrong.append(text)
+        told(number + 1)
     if wrong:
         shown = "; ".join(wrong[:3])
         raise ValueError(f"corpus {manifest.folder}: {len(wrong)} shards differ from the manifest ({shown})")

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from cluster import storage
-from pipelines.corpus.manifest import Shard
+from pipelines.corpus.manifest import Shard, keys_digest
 from pipelines.corpus.recipe import Limits
 from pipelines.corpus.samples import Fault, Sample
 from pipelines.corpus.shards import digests, encode_shard, index_shard
@@ -98,4 +98,11 @@ class Job:
         storage.write_atomic(uri, data)
         if storage.sha256_of(uri) != sha256:
             raise OSError(f"{uri} does not hold the bytes that were written, check the storage and run again")
-        return Shard(url=name, nsamples=len(samples), filesize=len(data), sha256=sha256, md5sum=md5)
+        return Shard(
+            url=name,
+            nsamples=len(samples),
+            filesize=len(data),
+            sha256=sha256,
+            md5sum=md5,
+            keys_sha256=keys_digest(keys),
+        )

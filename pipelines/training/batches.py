@@ -31,12 +31,14 @@ class Batch:
         dummy: true if no sample has an image: one blank image then runs through the projector and counts for
             nothing, so that every process runs the same modules in every step.
         positions: global positions of the samples, for the ledger.
+        keys: of the samples, for the ledger.
     """
 
     inputs: dict[str, Any]
     labels: Tensor
     dummy: bool
     positions: tuple[int, ...]
+    keys: tuple[str, ...]
 
     @property
     def targets(self) -> int:
@@ -81,7 +83,9 @@ class Collator:
         inputs["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
         inputs["image_rows"] = torch.tensor(image_rows)
         inputs |= self.processor.query_inputs(questions)
-        return Batch(inputs=inputs, labels=labels, dummy=dummy, positions=tuple(micro.positions))
+        return Batch(
+            inputs=inputs, labels=labels, dummy=dummy, positions=tuple(micro.positions), keys=tuple(micro.keys)
+        )
 
     def _ids(self, question: str, told: str, visual_tokens: int) -> tuple[list[int], int]:
         """Ids of a row, with as many placeholders, and how many of them are the prompt."""

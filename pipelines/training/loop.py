@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.corpus.feed import CorpusFeed, iter_micro_batches
+from pipelines.corpus.feed import CorpusFeed, commit, iter_micro_batches, resumed
+from pipelines.corpus.ledger import Ledger, open_ledger
 from pipelines.training.batches import Batch, Collator, ahead
 from pipelines.training.engine import quiet_start, start_engine
 from pipelines.training.exports import is_complete, local_copy, publish
 from pipelines.training.objective import Objective, freeze, router_of
-from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
+from pipelines.training.recipe import StageName, TrainRecipe, committed_uri, compressor_options, ledger_folder
 from pipelines.training.schedules import rate_factor, router_state
 from qmop.compressors.elastic import draw_budget
 from qmop.loading import derive
@@ -105,8 +106,16 @@ class StageRun:
             with saved.as_directory() as folder:
                 self.engine.load_checkpoint(folder, tag="state")
         batches = ahead(self._batches())
-        for _ in range(start * self.recipe.accumulation):
-            next(batches)
+        feed = resumed(self.plan.feed, self.plan.name, committed_uri(self.recipe))
+        behind = start - feed.start // feed.step
+        if behind < 0:
+            raise ValueError(
+                f"{committed_uri(self.recipe)} says that step {start - behind} of {self.plan.name} is saved, but the "
+                f"saved state is of step {start}: delete the output folder's ray/ and committed.json to begin anew"
+            )
+        for _ in range(behind * feed.rounds(self.world)):
+            next(batches)  # what was saved after the data's last committed position
+        self.ledger = self._open_ledger(start)
         for step in range(start, self.stage.steps):
             self._step(step, batches)
             last = step + 1 == self.stage.steps
@@ -119,7 +128,7 @@ class StageRun:
         recipe = self.recipe
         collate = Collator(self.processor, seed=recipe.seed, max_length=recipe.max_length, budget=self._budget())
         shard = ray.train.get_dataset_shard(self.plan.name)
-        for micro in iter_micro_batches(shard, self.plan.feed):
+        for micro in iter_micro_batches(shard, resumed(self.plan.feed, self.plan.name, committed_uri(recipe))):
             assert micro is not None, "a recipe's slots divide evenly into its workers"
             yield collate(micro)
 
@@ -152,7 +161,16 @@ class StageRun:
                 f"the loss of {self.plan.name} step {step + 1} is {total}; samples at positions "
                 f"{[position for part in parts for position in part.positions]} of this process were in it"
             )
+        self.ledger.note(step, parts)
         self._report(step, total, time.monotonic() - started, waited, weights)
+
+    def _open_ledger(self, start: int) -> Ledger:
+        """One process looks which attempt this is, so that all agree."""
+        folder = ledger_folder(self.recipe, self.plan.name)
+        attempt = [open_ledger(folder, self.plan.feed) if self.rank == 0 else None]
+        dist.broadcast_object_list(attempt)
+        assert attempt[0] is not None
+        return Ledger(folder=folder, attempt=attempt[0], start=start, rank=self.rank, world=self.world)
 
     def _over_processes(self, value: float) -> float:
         """The sum of a number over all processes."""
@@ -201,6 +219,7 @@ class StageRun:
 
     def _export(self, step: int) -> None:
         """Write a checkpoint; under ZeRO-3 every process takes part in gathering it."""
+        self.ledger.flush()
         sharded = self.recipe.zero == 3  # noqa: PLR2004 - a ZeRO stage
         state = self.engine._zero3_consolidated_16bit_state_dict() if sharded else self.engine.module.state_dict()  # noqa: SLF001 - DeepSpeed has no public name for it
         if self.rank == 0:
@@ -221,9 +240,12 @@ class StageRun:
 
     def _save(self, step: int) -> None:
         """Report a resumable state; every process writes its own part."""
+        self.ledger.flush()
         with tempfile.TemporaryDirectory() as folder:
             self.engine.save_checkpoint(folder, tag="state")
             dist.barrier()
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             checkpoint.set_metadata({"stage": self.plan.name, "step": step})
             ray.train.report({"step": step}, checkpoint=checkpoint)
+        if self.rank == 0:
+            commit(committed_uri(self.recipe), self.plan.name, step * self.plan.feed.step)

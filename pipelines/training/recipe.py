@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from cluster.session import RaySettings
-from cluster.storage import absolute
+from cluster.storage import absolute, join
 
 StageName = Literal["align", "tune"]
 _NOT_SHAPING = ("corpus", "output", "ray", "log_every", "save_every", "max_failures", "cpus_per_worker")
@@ -165,6 +165,16 @@ class TrainRecipe:
 
 SHAPING = tuple(field.name for field in fields(TrainRecipe) if field.name not in _NOT_SHAPING)
 """Fields that shape the result of a run."""
+
+
+def committed_uri(recipe: TrainRecipe) -> str:
+    """The file that says how far the run's data has come."""
+    return join(recipe.output, "committed.json")
+
+
+def ledger_folder(recipe: TrainRecipe, stage: StageName) -> str:
+    """Where a stage keeps the account of its samples."""
+    return join(recipe.output, "ledger", stage)
 
 
 def compressor_options(recipe: TrainRecipe, stage: StageName) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pipelines.corpus.feed import READING_CPUS, CorpusFeed, ExactSplit, named_on
 from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.training.exports import FOLDER, WEIGHTS, export_name, is_complete
 from pipelines.training.loop import LoopSettings, StagePlan, train_loop
-from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, compressor_options
+from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, committed_uri, compressor_options
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import base_path
@@ -154,7 +154,7 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
             failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
         ),
         datasets=named_only(plan.name for plan in plans),
-        dataset_config=ExactSplit({plan.name: plan.feed for plan in plans}),
+        dataset_config=ExactSplit({plan.name: plan.feed for plan in plans}, committed_uri(recipe)),
     )
     notes: list[dict[str, Any]] = []
     try:

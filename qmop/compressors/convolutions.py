@@ -83,15 +83,6 @@ class SqueezeExcite(nn.Module):
         return map_BHWC * self.gate(self.excite(self.act(self.squeeze(mean_B11C))))
 
 
-def be_visited(module: nn.Module) -> None:
-    """Have transformers set a module's start values although it holds no parameters of its own.
-
-    Modules outside transformers that have neither parameters nor buffers count as started already and are passed
-    over; an empty buffer that no checkpoint holds is enough to be visited.
-    """
-    module.register_buffer("visited", torch.empty(0), persistent=False)
-
-
 def start_normal(module: nn.Module, std: float = 0.02) -> None:
     """Normal weights and zero biases in every linear layer and convolution."""
     for layer in _layers(module):

@@ -32,5 +32,5 @@ class FasterVLM(Compressor):
             ValueError: if the budget exceeds the patches, or the class token's attention is missing.
         """
         del query
-        kept_BM = raster(best(features.need("cls_attention_BN").float(), asked_budget(self, tokens)))
+        kept_BM = raster(best(features.need("cls_attention_BN"), asked_budget(self, tokens)))
         return CompressedTokens(tokens_BMC=take(features.patches_BNC, kept_BM), kept_BM=kept_BM)

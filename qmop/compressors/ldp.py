@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from qmop.compressors.base import Compressor, Declaration, budget, stride_of
-from qmop.compressors.convolutions import SqueezeExcite, as_map, be_visited, convolve, pool_to, side_of, start_uniform
+from qmop.compressors.convolutions import SqueezeExcite, as_map, convolve, pool_to, side_of, start_uniform
 from qmop.compressors.registry import register
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
@@ -32,7 +32,6 @@ class LDPv2(Compressor):
         super().__init__(width=width, grid=grid, tokens=tokens)
         self.side = side_of(grid, tokens)
         self.position = nn.Conv2d(width, width, 3, padding=1, groups=width)
-        be_visited(self)
         self.initialise()
 
     def initialise(self) -> None:
@@ -90,7 +89,6 @@ class LDP(Compressor):
     def __init__(self, *, width: int, grid: int, tokens: int) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
         self.blocks = nn.Sequential(InvertedResidual(width, 1), InvertedResidual(width, stride_of(grid, tokens)))
-        be_visited(self)
         self.initialise()
 
     def initialise(self) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from qmop.compressors.base import Compressor, Declaration, budget, one_of, stride_of
-from qmop.compressors.convolutions import as_map, be_visited, start_normal, start_uniform
+from qmop.compressors.convolutions import as_map, start_normal, start_uniform
 from qmop.compressors.registry import register
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
@@ -59,7 +59,6 @@ class PixelShuffle(Compressor):
                 nn.GELU(),
                 nn.Linear(language_width, language_width),
             )
-        be_visited(self)
         self.initialise()
 
     def initialise(self) -> None:

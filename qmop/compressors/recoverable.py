@@ -208,14 +208,13 @@ class Recoverable(Compressor):
         return count_outliers(score_BN, neighbours, tail=tail, mask_BN=mask_BN)
 
     def _plan(self, importance_BN: Tensor, kept_BN: Tensor, cap: int) -> _Plan:
-        """Choose centres among the remaining patches."""
-        left_B, kept_B = (~kept_BN).sum(dim=1), kept_BN.sum(dim=1)
-        centres_B = self._count(self._split(cap)[2], importance_BN, self.centre_neighbours, ~kept_BN)
+        """Choose centres among the remaining patches; those beyond the cap get no place."""
+        left_BN = ~kept_BN
+        centres_B = self._count(self._split(cap)[2], importance_BN, self.centre_neighbours, left_BN)
         if self.mode == "official":
-            centres_B = self.width * centres_B // left_B.clamp(min=1)
-        centres_B = torch.minimum(centres_B, torch.minimum(left_B, cap - kept_B))
-        rank_BN = _rank(importance_BN, ~kept_BN)
-        return _Plan(kept_BN=kept_BN, centre_BN=rank_BN < centres_B.unsqueeze(1), rank_BN=rank_BN)
+            centres_B = self.width * centres_B // left_BN.sum(dim=1).clamp(min=1)
+        rank_BN = _rank(importance_BN, left_BN)
+        return _Plan(kept_BN=kept_BN, centre_BN=left_BN & (rank_BN < centres_B.unsqueeze(1)), rank_BN=rank_BN)
 
     def _slots(self, plan: _Plan, cap: int) -> _Slots:
         """Kept patches in raster order, centres by falling attention, the extra token."""

@@ -39,6 +39,8 @@ def test_an_unknown_job_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--corpus", "c", "--output", "o", "--workers", "3"], ["global_batch", "48"]),
         (["evaluate", "--checkpoints", "[]", "--output", "o"], ["checkpoints is empty"]),
         (["report", "--results", "/nowhere"], ["/nowhere", "qmop evaluate"]),
+        (["prepare", "verify", "--corpus", "/nowhere"], ["/nowhere/manifest.json", "qmop prepare"]),
+        (["prepare", "audit", "--ledger", "/nowhere"], ["no ledger in /nowhere"]),
     ],
 )
 def test_a_mistake_costs_one_sentence(capsys: pytest.CaptureFixture[str], argv: list[str], words: list[str]) -> None:

@@ -12,8 +12,8 @@ import pytest
 from pipelines.corpus.manifest import Manifest, Shard, corpus_digest, load_manifest, verify
 
 SHARDS = (
-    Shard(url="corpus-000000.tar", nsamples=3, filesize=10, sha256="a" * 64, md5sum="b" * 32),
-    Shard(url="corpus-000001.tar", nsamples=2, filesize=9, sha256="c" * 64, md5sum="d" * 32),
+    Shard(url="corpus-000000.tar", nsamples=3, filesize=10, sha256="a" * 64, md5sum="b" * 32, keys_sha256="e" * 64),
+    Shard(url="corpus-000001.tar", nsamples=2, filesize=9, sha256="c" * 64, md5sum="d" * 32, keys_sha256="f" * 64),
 )
 FIELDS: dict[str, Any] = {
     "folder": "x",

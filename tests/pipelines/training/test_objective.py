@@ -40,7 +40,11 @@ def test_the_sum_of_parts_is_the_loss_of_the_whole() -> None:
     both, _ = objective(whole.inputs, whole.labels, dummy=False)
     alone = [collate(micro(picture())), collate(micro(None))]
     alone[1] = type(whole)(  # the second row's turn is drawn by its position
-        inputs={**alone[1].inputs, **_second_row(whole)}, labels=whole.labels[1:], dummy=True, positions=(1,)
+        inputs={**alone[1].inputs, **_second_row(whole)},
+        labels=whole.labels[1:],
+        dummy=True,
+        positions=(1,),
+        keys=("b",),
     )
     parts = [objective(batch.inputs, batch.labels, dummy=batch.dummy)[0] for batch in alone]
     assert both.item() == pytest.approx(sum(part.item() for part in parts), rel=1e-5)

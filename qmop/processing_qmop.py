@@ -17,6 +17,8 @@ from qmop.compressors.registry import method_class
 from qmop.configuration_qmop import QMoPConfig
 from qmop.fitting import IMAGE_INPUTS
 from qmop.queries import QueryPolicy, chosen_query
+from qmop.slicing import candidate_grids, tile_layout
+from qmop.tiles import pictures_of, tile_pictures
 
 _budget: ContextVar[int | None] = ContextVar("visual tokens asked for in this call", default=None)
 
@@ -36,6 +38,9 @@ class QMoPProcessor(ProcessorMixin):
         query_strip: texts removed from questions, such as a fixed "answer with a single word"; the same in
             training and at inference.
         language_query: also tokenize the question for the language model (for methods that read it there).
+        max_tiles: cut pictures into at most so many tiles and an overview, each of `visual_tokens` placeholders
+            (TokenPacker-HD, see `qmop.slicing`); one whole picture of the tower's size when absent.
+        tile_separators: text between the tiles of a row, and text behind a row.
     """
 
     def __init__(  # noqa: PLR0917 - transformers' own order of arguments
@@ -50,16 +55,25 @@ class QMoPProcessor(ProcessorMixin):
         query_segments: int = 1,
         query_strip: Sequence[str] = (),
         language_query: bool = False,
+        max_tiles: int | None = None,
+        tile_separators: Sequence[str] = (",", "\n"),
     ) -> None:
         one_of("query_policy", query_policy, QueryPolicy)
         if query_segments < 1:
             raise ValueError(f"query_segments is {query_segments}: choose 1 (truncate) or more")
+        if max_tiles is not None:
+            candidate_grids(max_tiles)
+        if len(tile_separators) != 2 or image_token in "".join(tile_separators):  # noqa: PLR2004 - column and row
+            raise ValueError(
+                f"tile_separators is {tile_separators!r}: give the text between tiles and the text behind a row"
+            )
         self.visual_tokens = visual_tokens
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.query_policy: QueryPolicy = query_policy
         self.query_segments, self.query_strip = query_segments, list(query_strip)
         self.language_query = language_query
+        self.max_tiles, self.tile_separators = max_tiles, list(tile_separators)
         super().__init__(image_processor, tokenizer, query_tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -76,12 +90,23 @@ class QMoPProcessor(ProcessorMixin):
             query_segments=like.query_segments,
             query_strip=like.query_strip,
             language_query="language_query" in method_class(config.compressor).declaration.reads,
+            max_tiles=like.max_tiles,
+            tile_separators=like.tile_separators,
         )
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         """Every placeholder stands for the same number of tokens."""
         del image_inputs, image_idx
         return self.image_token * (_budget.get() or self.visual_tokens)
+
+    def _process_images(self, images: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        """Pixels of whole pictures or of tiles, and what stands for each picture in the prompt."""
+        if self.max_tiles is None:
+            return super()._process_images(images, **kwargs)
+        tiled = tile_pictures(self.image_processor, images, self.max_tiles, **kwargs)
+        tokens, (column, row) = _budget.get() or self.visual_tokens, self.tile_separators
+        layouts = [tile_layout(grid, tokens, self.image_token, column=column, row=row) for grid in tiled.grids]
+        return {"pixel_values": tiled.pixels_BCHW, "overview_tiles": tiled.overview_tiles}, layouts
 
     def __call__(
         self, images: Any = None, text: Any = None, query: Any = None, visual_tokens: int | None = None, **kwargs: Any
@@ -114,8 +139,11 @@ class QMoPProcessor(ProcessorMixin):
                 )
             batch.update(self.query_inputs(questions))
         counts = [prompt.count(self.image_token) for prompt in prompts]
-        if any(counts) and any(count != 1 for count in counts):
-            batch["image_rows"] = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)])
+        rows = torch.tensor([row for row, count in enumerate(counts) for _ in range(count)])
+        if "overview_tiles" in batch:
+            batch["image_rows"] = rows.repeat_interleave(pictures_of(batch["overview_tiles"]))
+        elif any(counts) and any(count != 1 for count in counts):
+            batch["image_rows"] = rows
         return batch
 
     def query_inputs(self, questions: Sequence[str]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from PIL import Image
 from qmop.fitting import take_image_inputs
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
+from qmop.tiles import pictures_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,19 +65,23 @@ def answer(
     }
     batch = processor(**asked, padding=True, return_tensors="pt")
     batch = batch.to(model.device)
-    encoded = model.get_image_features(**take_image_inputs(batch))
+    pictured = take_image_inputs(batch)
+    encoded = model.get_image_features(**pictured)
     written = model.generate(
         **batch, mm_encoder_outputs={"image": encoded}, max_new_tokens=max_new_tokens, do_sample=False
     )
     texts = processor.tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     compressed = encoded.compressed
     assert compressed is not None, "our own get_image_features always returns what it kept"
-    weights = compressed.branch_weights_BS
+    counts, weights = compressed.counts_B, compressed.branch_weights_BS
+    if (overview := pictured.get("overview_tiles")) is not None:  # tiles of one picture, weighted alike
+        counts = torch.stack([part.sum() for part in counts.split(pictures_of(overview).tolist())])
+        weights = None if weights is None else weights[overview.unique()]
     return [
         Answer(
             text=text.strip(),
             visual_tokens=count,
             branch_weights=None if weights is None else tuple(weights[row].tolist()),
         )
-        for row, (text, count) in enumerate(zip(texts, compressed.counts_B.tolist(), strict=True))
+        for row, (text, count) in enumerate(zip(texts, counts.tolist(), strict=True))
     ]

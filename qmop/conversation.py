@@ -46,6 +46,11 @@ class Conversation:
         self.model, self.processor = model, processor
         self.policy: QueryPolicy = policy or processor.query_policy
         one_of("query_policy", self.policy, QueryPolicy)
+        if processor.max_tiles is not None:
+            raise ValueError(
+                f"max_tiles is {processor.max_tiles}, but a conversation shows whole pictures: leave it out, or use "
+                "generate for one question at a time"
+            )
         if generation.get("num_beams", 1) != 1:
             raise ValueError(
                 f"num_beams is {generation['num_beams']}, but a conversation keeps one cache: leave it at 1"

@@ -37,6 +37,16 @@ def test_answers_tell_tokens_and_weights(
         assert "<" not in one.text
 
 
+def test_tiles_of_a_picture_are_told_together(pictures: Pictures) -> None:
+    torch.manual_seed(0)
+    model, processor = tiny_model("qmop", 16), tiny_processor(16)
+    processor.max_tiles, processor.tile_separators = 4, [",", ";"]
+    wide = [picture.resize((200, 100)) for picture in pictures(2)]
+    told = answer(model, processor, [wide[0], wide[1].crop((0, 0, 90, 90))], QUESTIONS[:2])
+    assert [one.visual_tokens for one in told] == [3 * 16, 16]
+    assert all(sum(one.branch_weights or ()) == pytest.approx(1.0, abs=1e-6) for one in told)
+
+
 def test_an_elastic_method_answers_at_another_budget(pictures: Pictures) -> None:
     torch.manual_seed(0)
     model, processor = tiny_model("qmop-elastic", 16), tiny_processor(16)

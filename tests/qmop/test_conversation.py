@@ -133,6 +133,12 @@ def test_words_are_no_placeholders(
     assert (talk._ids == processor.image_token_id).sum() == 16
 
 
+def test_tiles_are_refused(model: QMoPForConditionalGeneration, processor: QMoPProcessor) -> None:
+    processor.max_tiles = 4
+    with pytest.raises(ValueError, match="max_tiles is 4, but a conversation shows whole pictures"):
+        Conversation(model, processor)
+
+
 def test_beams_are_refused(model: QMoPForConditionalGeneration, processor: QMoPProcessor) -> None:
     with pytest.raises(ValueError, match="num_beams is 3, but a conversation keeps one cache"):
         Conversation(model, processor, num_beams=3)

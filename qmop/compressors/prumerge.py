@@ -41,7 +41,7 @@ def fixed_choice(rank_BN: Tensor, count: int, *, plus: bool) -> Choice:
 
     Of K patches K // 2 stand at uniform places, the middles of as many equal stretches of the raster: 72 of 144 over
     576 patches are every eighth from 4 on. Where a top patch stands at such a place, the next best one is kept too,
-    so that K different patches remain; the published code keeps that patch twice.
+    so that K different patches remain; the published code keeps that patch twice and lets it enrich others twice.
     """
     patches = rank_BN.shape[1]
     spaced = count // 2 if plus else 0
@@ -79,7 +79,7 @@ class PruMerge(Compressor):
     token is the sum of a_j x_j over the patches not kept. The weights a_j are attention as it is, not normalised.
 
     The budget M counts every token that the language model sees: M - 1 kept patches and the extra token. PruMerge+
-    with the published 144 patches of a 24 x 24 grid (the top 72 and every eighth from the fourth on) is therefore
+    with the published 144 patches of a 24 x 24 grid (the top 72 and every eighth from 4 on) is therefore
     `tokens=145`. In adaptive mode M is the most that an image may have; where the published rule would keep more than
     M - 1 patches of an image, the choice of the fixed mode takes its place.
 

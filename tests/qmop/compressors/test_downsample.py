@@ -79,6 +79,13 @@ def test_a_map_that_is_not_square_is_refused(make_features: MakeFeatures, grid: 
         Downsample(width=16, grid=6, tokens=16)(features)
 
 
+def test_without_a_stated_grid_the_patches_are_counted(make_features: MakeFeatures) -> None:
+    features = VisualFeatures(patches_BNC=make_features(1, grid=4).patches_BNC)
+    assert Downsample(width=16, grid=6, tokens=16)(features).tokens_BMC.shape == (1, 16, 16)
+    with pytest.raises(ValueError, match="has 16 patches, but downsample to 9 tokens"):
+        Downsample(width=16, grid=6, tokens=9)(features)
+
+
 @torch.no_grad()
 def test_the_tower_runs_on_the_small_picture(through_model: ThroughModel) -> None:
     seen, logits = through_model("downsample", 25)

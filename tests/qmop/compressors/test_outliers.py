@@ -87,6 +87,12 @@ def test_the_upper_tail_begins_above_the_median() -> None:
     assert count_outliers(-values, 10).tolist() == [2]
 
 
+def test_a_lonely_median_is_not_in_the_upper_tail() -> None:
+    values = torch.cat([torch.linspace(0, 1, 50), torch.tensor([5.0]), torch.linspace(9, 10, 50)])[None]
+    assert count_outliers(values, 10, tail="both").tolist() == [1]
+    assert count_outliers(values, 10).tolist() == [0]
+
+
 def test_the_median_is_that_of_the_real_values() -> None:
     values = torch.cat([torch.linspace(0, 1, 50), torch.tensor([5.0]), torch.full((50,), 9.0)])[None]
     mask = values < 9

@@ -75,7 +75,7 @@ def peaked(make_features: MakeFeatures) -> VisualFeatures:
 @pytest.mark.parametrize("mode", ["fixed", "adaptive"])
 @pytest.mark.parametrize("plus", [False, True])
 @pytest.mark.parametrize("order", ["attention", "raster"])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 10, 22, 36])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 12, 22, 36])  # 12 holds the third picture with nothing to spare
 def test_equals_the_slow_reference(peaked: VisualFeatures, mode: str, order: str, tokens: int, *, plus: bool) -> None:
     merged = prumerge(tokens, mode=mode, plus=plus, order=order)(peaked)
     assert merged.tokens_BMC.shape == (4, tokens, 16)
@@ -137,6 +137,13 @@ def test_the_adaptive_places_are_the_published_ones() -> None:
     choice = adaptive_choice(attention, rank(attention), plus=True)
     assert int(choice.top_BN.sum()) == 32
     assert choice.spaced_BN[0].nonzero().flatten().tolist() == list(range(0, 575, 6))  # int(576 / 32) // 3
+
+
+def test_the_adaptive_places_stop_short_of_the_last_patch() -> None:
+    attention = torch.linspace(0.4, 0.6, 36)[None].clone()
+    attention[0, :8] = 9.0
+    choice = adaptive_choice(attention, rank(attention), plus=True)
+    assert choice.spaced_BN[0].nonzero().flatten().tolist() == list(range(35))
 
 
 def test_constant_attention_leaves_the_extra_token_alone(make_features: MakeFeatures) -> None:

@@ -117,7 +117,7 @@ def test_a_patch_changes_the_token_above_it_and_no_other(
 
 
 def test_batch_equals_single_pictures(make_features: MakeFeatures, make_query: MakeQuery) -> None:
-    method, features, query = sharpened(quecc()), make_features(3, grid=12), make_query(3)
+    method, features, query = quecc(), make_features(3, grid=12), make_query(3)
     together = method(features, query).tokens_BMC
     for row in range(3):
         index = torch.tensor([row])

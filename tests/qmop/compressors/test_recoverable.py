@@ -154,6 +154,15 @@ def test_official_is_what_the_published_code_does() -> None:
     assert max(counts) > 1
 
 
+def test_official_makes_no_cluster_of_a_kept_patch_however_wide_the_tower() -> None:
+    shown, query = features(4, seed=1), question(4)
+    wide = method(mode="official")
+    wide.width = 10_000  # the published code would ask for more centres than there are patches
+    result = wide(shown, query)
+    assert result.counts_B.max() == PATCHES
+    assert torch.equal(result.kept_BM, method(mode="official")(shown, query).kept_BM)
+
+
 def test_the_modes_differ() -> None:
     shown, query = features(4), question(4)
     counts = {mode: method(mode=mode, tokens=64)(shown, query).counts_B.tolist() for mode in ("adaptive", "official")}

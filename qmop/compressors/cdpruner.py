@@ -39,7 +39,7 @@ def greedy_map(similarity_BNN: Tensor, weight_BN: Tensor, count: int) -> Tensor:
 
     Args:
         similarity_BNN: S, positive semi-definite, single precision.
-        weight_BN: w, positive.
+        weight_BN: w, not negative, and not zero throughout an image.
         count: M, at most N.
 
     Returns:
@@ -64,12 +64,11 @@ def greedy_map(similarity_BNN: Tensor, weight_BN: Tensor, count: int) -> Tensor:
 
 
 def _cholesky_row(similarity_BNN: Tensor, factor_BKN: Tensor, residual_BN: Tensor, pick_B1: Tensor) -> Tensor:
-    """The factor's next row; zero where the picked patch lies in the span already."""
+    """The factor's next row; next to nothing where the picked patch lies in the span already."""
     own_BK1 = factor_BKN.gather(2, pick_B1.unsqueeze(1).expand(-1, factor_BKN.shape[1], -1))
     explained_BN = (own_BK1.transpose(1, 2) @ factor_BKN).squeeze(1)
     left_B1 = residual_BN.gather(1, pick_B1)
-    row_BN = (take(similarity_BNN, pick_B1).squeeze(1) - explained_BN) / left_B1.clamp(min=SPANNED).sqrt()
-    return row_BN.masked_fill(left_B1 <= SPANNED, 0.0)
+    return (take(similarity_BNN, pick_B1).squeeze(1) - explained_BN) / left_B1.clamp(min=SPANNED).sqrt()
 
 
 @register
@@ -113,7 +112,7 @@ class CDPruner(Compressor):
         if self.theta is None:
             return relevance_BN
         exponent = self.theta / (2 * (1 - self.theta)) * (relevance_BN - relevance_BN.amax(1, keepdim=True))
-        return exponent.exp().clamp(min=torch.finfo(exponent.dtype).tiny)
+        return exponent.exp()
 
     def forward(
         self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None

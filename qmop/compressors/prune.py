@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from qmop.compressors.base import Compressor, Declaration, in_range, one_of
 from qmop.compressors.registry import register
+from qmop.compressors.selection import best, raster, take
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 Scale = Literal["minmax", "softmax"]
@@ -112,8 +113,7 @@ class Prune(Compressor):
 
     def _keep(self, features: VisualFeatures, score_BN: Tensor, tokens: int | None) -> CompressedTokens:
         count = self.tokens if tokens is None else in_range(tokens, self.grid)
-        kept_BM = score_BN.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        kept_BM = best(score_BN, count)
         if self.order == "raster":
-            kept_BM = kept_BM.sort(dim=1).values
-        index = kept_BM.unsqueeze(-1).expand(-1, -1, features.patches_BNC.shape[-1])
-        return CompressedTokens(tokens_BMC=features.patches_BNC.gather(1, index), kept_BM=kept_BM)
+            kept_BM = raster(kept_BM)
+        return CompressedTokens(tokens_BMC=take(features.patches_BNC, kept_BM), kept_BM=kept_BM)

@@ -146,6 +146,15 @@ def test_the_adaptive_places_stop_short_of_the_last_patch() -> None:
     assert choice.spaced_BN[0].nonzero().flatten().tolist() == list(range(35))
 
 
+@pytest.mark.parametrize("mode", ["fixed", "adaptive"])
+def test_a_single_patch_becomes_the_extra_token(make_features: MakeFeatures, mode: str) -> None:
+    features = make_features(2, grid=1)
+    merged = prumerge(1, grid=1, mode=mode, plus=True)(features)
+    torch.testing.assert_close(
+        merged.tokens_BMC, features.need("cls_attention_BN").unsqueeze(-1) * features.patches_BNC
+    )
+
+
 def test_constant_attention_leaves_the_extra_token_alone(make_features: MakeFeatures) -> None:
     features = make_features(1)
     features.cls_attention_BN = torch.full((1, 36), 1 / 36)

@@ -17,6 +17,7 @@ _HOMES = {
     "QMoPProcessor": "qmop.processing_qmop",
     "build_compressor": "qmop.compressors",
     "derive": "qmop.loading",
+    "from_llava": "qmop.stock_llava",
     "list_compressors": "qmop.compressors",
     "load": "qmop.loading",
 }

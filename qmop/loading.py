@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from qmop.compressors import projector_spec
+from qmop.compressors.base import Declaration
 from qmop.configuration_qmop import QMoPConfig
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
@@ -26,20 +32,85 @@ def load(
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no model.
-        ValueError: if the file is damaged, lacks weights or holds some that the model does not know.
+        ValueError: if the file is damaged, lacks weights or holds some that the model does not know, or if the folder
+            holds a model of another kind, such as a stock LLaVA.
     """
     folder = Path(path)
-    if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
+    if (family := model_family(folder)) != QMoPConfig.model_type:
+        cure = "build a model from it with qmop.from_llava" if family == "llava" else "give one that qmop has saved"
+        raise ValueError(f"{folder} holds a {family} model, not a {QMoPConfig.model_type}: {cure}")
+    model, report = read_weights(folder, dtype=dtype or "auto")
+    if wrong := {kind: keys for kind, keys in report.items() if keys}:
+        raise ValueError(f"{folder} does not fit its own config.json: {wrong}; export it again")
+    return model, QMoPProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def model_family(folder: Path) -> str:
+    """The kind of model that a folder holds, as transformers names it.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or holds no model in safetensors.
+    """
+    config = folder / "config.json"
+    if not config.is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no model: expected a folder with config.json and model.safetensors")
+    return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+
+
+def declared(config: QMoPConfig) -> Declaration:
+    """What a configuration's method reads and how it acts, with its options; nothing is allocated.
+
+    Raises:
+        ValueError: if the method, its options or the budget do not suit the configuration.
+    """
+    with torch.device("meta"):
+        return projector_spec(config).build().declaration
+
+
+def read_weights(folder: Path, **options: Any) -> tuple[QMoPForConditionalGeneration, dict[str, list[str]]]:
+    """A folder's weights in a model, in evaluation mode, and the names of those that did not fit.
+
+    Args:
+        folder: with safetensors; nothing else is read.
+        options: as for `from_pretrained`.
+
+    Returns:
+        The model, and under `missing_keys`, `unexpected_keys` and `mismatched_keys` the sorted names of weights that
+        the files lack, that the model does not know, and that have another shape there than in the model.
+
+    Raises:
+        ValueError: if a file is damaged.
+    """
     try:
-        model, report = QMoPForConditionalGeneration.from_pretrained(
-            folder, dtype=dtype or "auto", use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with _no_tables():
+            model, report = QMoPForConditionalGeneration.from_pretrained(
+                folder,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported, so that the caller can say it in a sentence
+                **options,
+            )
     except SafetensorError as error:
         raise ValueError(f"a .safetensors file in {folder} is damaged ({error}); export it again") from error
-    if wrong := {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys") if report[kind]}:
-        raise ValueError(f"{folder} does not fit its own config.json: {wrong}; export it again")
-    return model.eval(), QMoPProcessor.from_pretrained(folder, local_files_only=True)
+    mismatched = sorted(f"{name} {tuple(stored)}" for name, stored, _ in report["mismatched_keys"])
+    misfits = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys")}
+    return model.eval(), {**misfits, "mismatched_keys": mismatched}
+
+
+@contextmanager
+def _no_tables() -> Iterator[None]:
+    """Without transformers' table of misfits, which names weights that the caller is about to fill in."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(_grave)  # not a level: transformers does more work, and tells of it, where one is set
+    try:
+        yield
+    finally:
+        logger.removeFilter(_grave)
+
+
+def _grave(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def derive(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -55,10 +56,28 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("llava", r"holds a llava model, not a qmop: build a model from it with qmop\.from_llava"),
+        ("llama", "holds a llama model, not a qmop: give one that qmop has saved"),
+    ],
+)
+def test_a_model_of_another_kind_is_refused_with_the_way_out(
+    base: Path, tmp_path: Path, family: str, said: str
+) -> None:
+    folder = shutil.copytree(base, tmp_path / "stock")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": family}))
+    with pytest.raises(ValueError, match=said):
+        load(folder)
+
+
+@pytest.mark.parametrize(
     ("gone", "extra", "said"),
     [
         ("model.multi_modal_projector.connector.linear_1.bias", None, "missing_keys.*connector.linear_1.bias"),
         (None, "model.multi_modal_projector.linear_9.bias", "unexpected_keys.*linear_9.bias"),
+        (None, "model.multi_modal_projector.connector.linear_1.bias", r"mismatched_keys.*linear_1.bias \(3,\)"),
     ],
 )
 def test_weights_that_do_not_fit_the_configuration_are_refused(

@@ -29,7 +29,7 @@ class QMoPProcessor(ProcessorMixin):
     Args:
         image_processor: of the vision tower.
         tokenizer: of the language model.
-        query_tokenizer: of the text tower; absent for methods that read no question.
+        query_tokenizer: of the text tower; the language model's stands in where no method reads the question.
         visual_tokens: placeholders per image, the projector's `token_count`.
         image_token: the placeholder.
         chat_template: Jinja template of a conversation.
@@ -74,6 +74,7 @@ class QMoPProcessor(ProcessorMixin):
         self.query_segments, self.query_strip = query_segments, list(query_strip)
         self.language_query = language_query
         self.max_tiles, self.tile_separators = max_tiles, list(tile_separators)
+        query_tokenizer = tokenizer if query_tokenizer is None else query_tokenizer
         super().__init__(image_processor, tokenizer, query_tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -150,15 +151,12 @@ class QMoPProcessor(ProcessorMixin):
         """Questions as the text tower reads them, and as the language model does where a method wants that.
 
         Returns:
-            `query_input_ids` and `query_attention_mask`, `(R, T)` or `(R, G, T)` in segments; empty without a
-            query tokenizer.
+            `query_input_ids` and `query_attention_mask`, `(R, T)` or `(R, G, T)` in segments.
         """
         for ending in self.query_strip:
             questions = [question.replace(ending, "").strip() for question in questions]
-        inputs: dict[str, Tensor] = {}
-        if self.query_tokenizer is not None:
-            cut = self._segmented if self.query_segments > 1 else self._truncated
-            inputs |= dict(zip(("query_input_ids", "query_attention_mask"), cut(questions), strict=True))
+        cut = self._segmented if self.query_segments > 1 else self._truncated
+        inputs = dict(zip(("query_input_ids", "query_attention_mask"), cut(questions), strict=True))
         if self.language_query:
             words = self.tokenizer(list(questions), padding=True, return_tensors="pt")
             inputs |= {"language_query_ids": words["input_ids"], "language_query_mask": words["attention_mask"]}

@@ -18,6 +18,7 @@ from typing import Any
 
 from cluster.storage import exists, is_s3, join, list_sizes, put_file, read_bytes, remove, sha256_of, write_atomic
 from qmop import __version__
+from qmop.model_card import write_card
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
 
@@ -85,12 +86,14 @@ def publish(
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch, state_dict=state)
         processor.save_pretrained(scratch)
+        write_card(scratch, name=uri.rsplit("/", 1)[-1])
         files = {}
         for path in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
             name = path.relative_to(scratch).as_posix()
             files[name] = (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
             put_file(path, join(uri, name))
-    digest = hashlib.sha256("".join(f"{n}{d}" for n, (_, d) in files.items()).encode()).hexdigest()
+    model_files = ((name, digest) for name, (_, digest) in files.items() if name != "README.md")
+    digest = hashlib.sha256("".join(f"{n}{d}" for n, d in model_files).encode()).hexdigest()
     versions = {"qmop": __version__, **{name: version(name) for name in _LIBRARIES}}
     card = CheckpointCard(
         name=uri.rsplit("/", 1)[-1],

@@ -193,3 +193,12 @@ def test_settings_of_the_question_are_kept(processor: QMoPProcessor, tmp_path: P
     for wrong, said in (({"query_policy": "last"}, "query_policy is 'last'"), ({"query_segments": 0}, "choose 1")):
         with pytest.raises(ValueError, match=said):
             QMoPProcessor(own.image_processor, own.tokenizer, own.query_tokenizer, **wrong)
+
+
+def test_without_a_tokenizer_for_questions_the_language_models_stands_in(
+    processor: QMoPProcessor, tmp_path: Path
+) -> None:
+    own = QMoPProcessor(processor.image_processor, processor.tokenizer, visual_tokens=16)
+    own.save_pretrained(tmp_path)
+    again = QMoPProcessor.from_pretrained(tmp_path)
+    assert again.query_inputs(["is it red ?"])["query_input_ids"].shape == (1, 4)

@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: setup quickstart test unit lint bench soak base clean
+.PHONY: setup quickstart test unit lint bench gpu-proof soak base clean
 
 setup: $(STAMP)  ## virtual environment with everything, at the versions of constraints.txt
 
@@ -27,8 +27,11 @@ lint: setup  ## style, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## timings as ratios; results in BENCHMARKS.md are made from these
+bench: setup  ## timings as ratios (ARGS: projectors prefill quickstart elastic); BENCHMARKS.md is made from these
 	$(BIN)/python -m tests.bench $(ARGS)
+
+gpu-proof: setup  ## the same tables, and prefill and decode of a whole 7B shape, on a CUDA GPU
+	$(BIN)/python -m tests.bench gpu_proof
 
 soak: setup  ## long, seeded, resumable repetition; its record: tests/soak/RECORD.md
 	$(BIN)/python -m pytest -m soak $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -89,12 +90,22 @@ def generate_fitted(
     compressed = getattr(images, "compressed", None)
     fitted = words if compressed is None else fit_words(config, words, compressed, positions=False)
     shorter = ids.shape[1] - fitted["input_ids"].shape[1]
-    for limit in ("max_length", "min_length"):
-        if isinstance(kwargs.get(limit), int):
-            kwargs[limit] -= shorter
+    _lower_limits(kwargs, shorter)
     if fitted["attention_mask"] is None:
         del fitted["attention_mask"]
     return _restored(generate(mm_encoder_outputs=encoded, **fitted, **kwargs), ids, fitted["input_ids"])
+
+
+def _lower_limits(kwargs: dict[str, Any], shorter: int) -> None:
+    """Lengths that count the prompt are meant of the caller's rows; the settings object stays the caller's own."""
+    settings = copy.deepcopy(kwargs.get("generation_config"))
+    for limit in ("max_length", "min_length"):
+        if isinstance(kwargs.get(limit), int):
+            kwargs[limit] -= shorter
+        if isinstance(getattr(settings, limit, None), int):
+            setattr(settings, limit, getattr(settings, limit) - shorter)
+    if settings is not None:
+        kwargs["generation_config"] = settings
 
 
 def _restored(produced: Any, ids: Tensor, fitted: Tensor) -> Any:

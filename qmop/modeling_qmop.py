@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -15,8 +17,10 @@ from qmop.compressors import projector_spec
 from qmop.compressors.base import Compressor
 from qmop.configuration_qmop import QMoPConfig
 from qmop.encoders import QueryEncoder, visual_features
+from qmop.feature_cache import CachedFeatures, FeatureCache, image_digests, module_identity, query_digests
 from qmop.features import CompressedTokens, Query, VisualFeatures
 from qmop.fitting import IMAGE_INPUTS, fit_words, generate_fitted
+from qmop.in_llm import Once, attach_reducer, forward_reduced
 
 
 @dataclass
@@ -62,6 +66,9 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         if config.query_config is not None:
             self.query_encoder = QueryEncoder(config.query_config, config.vision_config)
         self.language_model = AutoModel.from_config(config.text_config)
+        method: Any = self.multi_modal_projector.compressor
+        self.reducer = attach_reducer(self.language_model, method) if method.declaration.acts == "in_llm" else None
+        self.feature_cache: FeatureCache | None = None
         self.post_init()
 
     def get_image_features(  # noqa: PLR0917 - transformers' own order of arguments
@@ -93,30 +100,77 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         Raises:
             ValueError: if a text-guided method gets no question, or images and questions cannot be matched.
         """
-        projector = self.multi_modal_projector
-        features = self._features(pixel_values, vision_feature_layer, visual_tokens)
-        if overview_tiles is not None and features.summary_BC is not None:
-            features.summary_BC = features.summary_BC[overview_tiles]
-        query = self._query(query_input_ids, query_attention_mask, image_rows, len(pixel_values))
-        if query is not None and "language_query" in projector.declaration.reads and language_query_ids is not None:
-            states = self._language_query(language_query_ids, language_query_mask)
-            query.language_BD = states if image_rows is None else states[image_rows]
-        compressed = projector(features, query, tokens=visual_tokens)
+        pixels = pixel_values.to(self.dtype)
+
+        @cache
+        def asked() -> Query | None:
+            query = self._query(query_input_ids, query_attention_mask, image_rows, len(pixels))
+            if query is not None and language_query_ids is not None:
+                states = self._language_query(language_query_ids, language_query_mask)
+                query.language_BD = states if image_rows is None else states[image_rows]
+            return query
+
+        layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        remembered = CachedFeatures(self.feature_cache)
+        if not remembered.active or overview_tiles is not None:
+            features = self._see(pixels, layer, visual_tokens)
+            if overview_tiles is not None and features.summary_BC is not None:
+                features.summary_BC = features.summary_BC[overview_tiles]
+            compressed = self.multi_modal_projector(features, asked(), tokens=visual_tokens)
+        else:
+            questions = [(query_input_ids, query_attention_mask), (language_query_ids, language_query_mask)]
+            keys = list(zip(image_digests(pixels), *self._asked(questions, image_rows, len(pixels)), strict=True))
+            compressed = self._remember(remembered, pixels, keys, asked, (layer, visual_tokens))
         return ImageOutput(pooler_output=compressed.per_image(), compressed=compressed)
 
-    def _features(self, pixel_values: Tensor, layer: int | None, tokens: int | None) -> VisualFeatures:
+    def _see(self, pixels: Tensor, layer: int, tokens: int | None) -> VisualFeatures:
         """The vision tower's pass, with what the method reads."""
         projector, config = self.multi_modal_projector, self.config
-        pixels = pixel_values.to(self.dtype)
         return visual_features(
             self.vision_tower,
             projector.compressor.picture(pixels, config.vision_config.patch_size, tokens),
             projector.declaration,
-            layer=config.vision_feature_layer if layer is None else layer,
+            layer=layer,
             attention_layer=config.importance_layer,
             levels=config.feature_levels,
             query_encoder=self.query_encoder,
         )
+
+    def _asked(
+        self, questions: Sequence[tuple[Tensor | None, Tensor | None]], image_rows: Tensor | None, images: int
+    ) -> list[list[bytes | None]]:
+        """A digest of each image's question, in every form in which the method may read it."""
+        if "query" not in self.multi_modal_projector.declaration.reads:
+            return []
+        rows = range(images) if image_rows is None else image_rows.tolist()
+        digests = [query_digests(ids, mask) for ids, mask in questions if ids is not None]
+        return [[each[row] for row in rows] for each in digests]
+
+    def _remember(
+        self,
+        remembered: CachedFeatures,
+        pixels: Tensor,
+        keys: list[tuple[Any, ...]],
+        asked: Callable[[], Query | None],
+        settings: tuple[int, int | None],
+    ) -> CompressedTokens:
+        """Compress the images that were not seen with these questions before; the tower sees only new images."""
+        projector, (layer, tokens) = self.multi_modal_projector, settings
+        parts = (self.vision_tower, projector, self.query_encoder, self.language_model)
+        owner = (settings, tuple(module_identity(part) for part in parts if part is not None))
+        seen = (layer, tokens, projector.declaration, module_identity(self.vision_tower))
+
+        def compute(places: Tensor) -> CompressedTokens:
+            query, on = asked(), places.to(pixels.device)
+            features = remembered.features(
+                pixels[on],
+                lambda some: self._see(some, layer, tokens),
+                owner=seen,
+                digests=[keys[place][0] for place in places.tolist()],
+            )
+            return projector(features, None if query is None else query.rows(on), tokens=tokens)
+
+        return remembered.compressed(keys, compute, owner=owner, device=pixels.device)
 
     def _query(self, ids: Tensor | None, mask: Tensor | None, image_rows: Tensor | None, images: int) -> Query | None:
         """The question of each image, or None where the method reads none."""
@@ -190,6 +244,7 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
         language_query_mask: Tensor | None = None,
         overview_tiles: Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        once: Once | None = None,
         **kwargs: Any,
     ) -> Any:
         """As stock LLaVA; the names of the question's tokens stand here because `generate` passes only named ones."""
@@ -209,6 +264,8 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
         compressed = getattr((mm_encoder_outputs or {}).get("image"), "compressed", None)
         if compressed is not None and input_ids is not None and self._may_exceed(compressed):
             words = fit_words(self.config, words, compressed, positions=True)
+        if self.model.reducer is not None:
+            return forward_reduced(self, super().forward, {**words, "mm_encoder_outputs": mm_encoder_outputs}, once)
         return super().forward(mm_encoder_outputs=mm_encoder_outputs, **words)
 
     def _may_exceed(self, compressed: CompressedTokens) -> bool:
@@ -218,6 +275,8 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
 
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """As stock `generate`, with the inputs of `forward`; rows of ids come back as they were, continued."""
+        if self.model.reducer is not None:
+            kwargs["once"] = Once()
         return generate_fitted(super().generate, self.get_image_features, self.config, inputs, kwargs)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.corpus.feed import MicroBatch
-from pipelines.corpus.images import decode_image
+from pipelines.training.pictures import Preparer
 from qmop.answering import prompt
 from qmop.placeholders import IGNORED
 from qmop.processing_qmop import QMoPProcessor
@@ -55,36 +57,42 @@ class Collator:
         max_length: tokens per row; the end of a longer answer is cut off.
         budget: visual tokens per image by the first position of a micro-batch, for methods that draw a budget per
             step; the processor's own number when absent.
+        threads: that decode pictures; as many as torch uses when None.
     """
 
     def __init__(
-        self, processor: QMoPProcessor, *, seed: int, max_length: int, budget: Callable[[int], int] | None = None
+        self,
+        processor: QMoPProcessor,
+        *,
+        seed: int,
+        max_length: int,
+        budget: Callable[[int], int] | None = None,
+        threads: int | None = None,
     ) -> None:
         self.processor, self.seed, self.max_length, self.budget = processor, seed, max_length, budget
+        self.pictures = Preparer(processor.image_processor, threads)
 
     def __call__(self, micro: MicroBatch) -> Batch:
         """Build the tensors of a micro-batch, padded on the right."""
-        rows, questions, pictures, image_rows = [], [], [], []
+        encoded = [image for image in micro.images if image is not None]
+        pixels = self.pictures.start(encoded or [_blank()])  # in threads, while the text is cut into tokens
+        rows, questions, image_rows = [], [], []
         tokens = self.processor.visual_tokens if self.budget is None else self.budget(micro.positions[0])
         for row, (position, image, sample) in enumerate(zip(micro.positions, micro.images, micro.samples, strict=True)):
             question, told = draw_turn(sample["messages"], self.seed, position)
             if image is not None:
-                pictures.append(decode_image(image))
                 image_rows.append(row)
             rows.append(self._ids(question, told, tokens if image is not None else 0))
             questions.append(question)
-        dummy = not pictures
-        if dummy:
-            pictures, image_rows = [Image.new("RGB", (32, 32))], [0]
         padded, labels = self._pad(rows)
         inputs: dict[str, Any] = dict(padded)
         if self.budget is not None:
             inputs["visual_tokens"] = tokens
-        inputs["pixel_values"] = self.processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
-        inputs["image_rows"] = torch.tensor(image_rows)
+        inputs["pixel_values"] = pixels()
+        inputs["image_rows"] = torch.tensor(image_rows or [0])
         inputs |= self.processor.query_inputs(questions)
         return Batch(
-            inputs=inputs, labels=labels, dummy=dummy, positions=tuple(micro.positions), keys=tuple(micro.keys)
+            inputs=inputs, labels=labels, dummy=not encoded, positions=tuple(micro.positions), keys=tuple(micro.keys)
         )
 
     def _ids(self, question: str, told: str, visual_tokens: int) -> tuple[list[int], int]:
@@ -106,6 +114,14 @@ class Collator:
             mask[row, : len(tokens)] = 1
             labels[row, asked : len(tokens)] = ids[row, asked : len(tokens)]
         return {"input_ids": ids, "attention_mask": mask}, labels
+
+
+@lru_cache(maxsize=1)
+def _blank() -> bytes:
+    """A black picture."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:

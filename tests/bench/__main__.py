@@ -1,11 +1,13 @@
-"""`python -m tests.bench [projectors] [quickstart]`: run the named measurements, all of them by default."""
+"""`python -m tests.bench [name] ...`: run the named measurements; by default those that suit any machine."""
 
+import importlib
 import sys
 
-from tests.bench import projectors, quickstart
-
-BENCHES = {"projectors": projectors.run, "quickstart": quickstart.run}
+BENCHES = ("projectors", "prefill", "quickstart")
+ON_REQUEST = ("elastic", "gpu_proof")
 
 if __name__ == "__main__":
+    if unknown := sorted(set(sys.argv[1:]) - {*BENCHES, *ON_REQUEST}):
+        raise SystemExit(f"no such measurement: {', '.join(unknown)}; choose from {', '.join((*BENCHES, *ON_REQUEST))}")
     for name in sys.argv[1:] or BENCHES:
-        print(BENCHES[name]())  # noqa: T201 - the table is the result
+        print(importlib.import_module(f"tests.bench.{name}").run())  # noqa: T201 - the table is the result

@@ -1,63 +1,273 @@
-"""Time of every projector at the size of LLaVA-1.5-7B, as a ratio to the uncompressed one."""
+"""Every projector at the size of LLaVA-1.5-7B: parameters, MACs, time and peak memory as ratios to the plain MLP.
 
+What is timed is what a method adds to towers and language model: reading the tower's states (class attention, keys,
+patches in text space, stacked levels) and the projector. A method and the MLP are always timed side by side.
+"""
+
+from __future__ import annotations
+
+import random
 import statistics
+import sys
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
 
 from qmop.compressors import list_compressors
-from qmop.compressors.projector import Connector, Projector
-from qmop.compressors.registry import build_compressor
-from qmop.features import Query, VisualFeatures
+from qmop.compressors.mixture import Mixture
+from qmop.compressors.projector import Connector, Projector, build_projector
+from qmop.cost import QUESTION_TOKENS, VICUNA_7B, llava_config, macs_of
+from qmop.encoders import QueryEncoder, visual_features
+from qmop.features import CompressedTokens, Query
+from qmop.profiler import device_name, peak_bytes
 
-GRID, WIDTH, TEXT, LANGUAGE = 24, 1024, 768, 4096
-ROUNDS = 7
+GRID, WIDTH, LANGUAGE, PICTURE = 24, 1024, VICUNA_7B.width, 336
+BUDGETS, BATCHES = (144, 64), (1, 8)
+LAYERS, LEVELS = 4, [1, 2, 3, 4]
+"""A tower of four layers stands in for that of 24: only its last blocks are read."""
+BETWEEN = 4
+"""So many methods are timed between two timings of the MLP."""
+OWN_LIMIT, TIME_LIMIT = 7.3e9, 0.70
 
-
-def _inputs(batch: int) -> tuple[VisualFeatures, Query]:
-    torch.manual_seed(0)
-    patches = torch.randn(batch, GRID * GRID, WIDTH)
-    features = VisualFeatures(
-        patches_BNC=patches,
-        grid=(GRID, GRID),
-        summary_BC=torch.randn(batch, WIDTH),
-        cls_attention_BN=torch.rand(batch, GRID * GRID),
-        text_space_BNE=torch.randn(batch, GRID * GRID, TEXT),
-    )
-    return features, Query(text_BE=torch.randn(batch, TEXT), eos_BC=torch.randn(batch, TEXT))
+Device = torch.device
 
 
-def _seconds(projector: Projector, features: VisualFeatures, query: Query) -> float:
+def progress(line: str) -> None:
+    """A line to the terminal, beside the table."""
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a bench talks to the terminal
+
+
+class Towers:
+    """States of a vision tower, made once, with what reads them, and the text tower of a question."""
+
+    def __init__(self, device: Device, dtype: torch.dtype) -> None:
+        config = llava_config("qmop", tokens=144)
+        config.vision_config.num_hidden_layers = LAYERS
+        torch.manual_seed(0)
+        self.device, self.dtype = device, dtype
+        self.encoder = QueryEncoder(config.query_config, config.vision_config).to(device, dtype).eval()
+        self.tower = CLIPVisionModel(config.vision_config).to(device, dtype).eval()
+        places = 1 + GRID * GRID
+        self.states = tuple(self._random(max(BATCHES), places, WIDTH) for _ in range(LAYERS + 1))
+        self.pixels, self.language_BD = self._random(max(BATCHES), 3, PICTURE, PICTURE), self._random(8, LANGUAGE)
+        self.ids = torch.randint(3, 49405, (max(BATCHES), QUESTION_TOKENS), device=device)
+        self.ids[:, -1] = config.query_config.eos_token_id
+        self.question = self.encoder(self.ids, last=True)
+        self.question.language_BD = self.language_BD
+        self.tower.forward = self._remembered
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, device=self.device, dtype=self.dtype)
+
+    def _remembered(self, pixels_BCHW: Tensor, **_: object) -> SimpleNamespace:
+        """The states of as many pictures, of their size, without a pass of the tower."""
+        batch, _, height, width = pixels_BCHW.shape
+        patch = self.tower.config.patch_size
+        places = 1 + (height // patch) * (width // patch)
+        return SimpleNamespace(hidden_states=tuple(state[:batch, :places] for state in self.states))
+
+    def run(self, projector: Projector, batch: int) -> CompressedTokens:
+        """Read and project."""
+        pixels = projector.compressor.picture(self.pixels[:batch], self.tower.config.patch_size)
+        features = visual_features(self.tower, pixels, projector.declaration, levels=LEVELS, query_encoder=self.encoder)
+        return projector(features, self.asked(batch) if "query" in projector.declaration.reads else None)
+
+    def asked(self, batch: int) -> Query:
+        """The questions, encoded before."""
+        return self.question.rows(torch.arange(batch, device=self.device))
+
+    def encode(self, batch: int) -> Query:
+        """The text tower's pass over as many questions."""
+        return self.encoder(self.ids[:batch])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One row of the table: a method at a budget."""
+
+    label: str
+    tokens: int
+    projector: Projector
+
+
+def cases(towers: Towers) -> tuple[Case, list[Case], list[str]]:
+    """The MLP, every other method at every budget, and what could not be built and why."""
+    connector = Connector(WIDTH, LANGUAGE)
+    plain = Case(label="mlp", tokens=GRID * GRID, projector=_built("mlp", GRID * GRID, towers, connector))
+    found, refused = [], []
+    for name in list_compressors():
+        for tokens in BUDGETS if name != "mlp" else ():
+            try:
+                found += _rows(name, tokens, towers, connector)
+            except ValueError as error:
+                refused.append(f"{name} at {tokens}: {error}")
+    return plain, found, refused
+
+
+def _rows(name: str, tokens: int, towers: Towers, connector: nn.Module) -> list[Case]:
+    """A method's rows; a mixture has one with its two dearest branches and one with all."""
+    built = _built(name, tokens, towers, connector)
+    method = built.compressor
+    if not isinstance(method, Mixture):
+        return [Case(label=name, tokens=tokens, projector=built)]
+    dearest(method)
+    dense = _built(name, tokens, towers, connector)
+    dense.compressor.select = "all"
+    return [
+        Case(label=f"{name}, two branches", tokens=tokens, projector=built),
+        Case(label=f"{name}, all branches", tokens=tokens, projector=dense),
+    ]
+
+
+def dearest(method: Mixture) -> None:
+    """Make the router choose resampler and pooling, the two branches with the most work."""
+    nn.init.zeros_(method.router.leave.weight)
+    with torch.no_grad():
+        method.router.leave.bias.copy_(torch.tensor([1.0, 1.0, -9.0]))
+
+
+def _built(name: str, tokens: int, towers: Towers, connector: nn.Module) -> Projector:
+    projector = build_projector(name, grid=GRID, width=WIDTH, tokens=tokens, language_width=LANGUAGE)
+    if isinstance(projector.connector, Connector):
+        projector.connector = connector
+    return projector.to(towers.device, towers.dtype).eval()
+
+
+def seconds(call: Callable[[], object], device: Device) -> float:
+    """Time of one call, with the device's work done."""
+    wait(device)
     started = time.perf_counter()
-    projector(features, query)
+    call()
+    wait(device)
     return time.perf_counter() - started
 
 
-@torch.inference_mode()
-def run(tokens: int = 144, batch: int = 1) -> str:
-    """A Markdown table; each ratio is the median over pairs timed one after the other."""
-    features, query = _inputs(batch)
-    connector = Connector(WIDTH, LANGUAGE)
+def wait(device: Device) -> None:
+    """Until the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
-    def build(name: str) -> Projector:
-        budget = GRID * GRID if name == "mlp" else tokens
-        return Projector(build_compressor(name, grid=GRID, width=WIDTH, tokens=budget), connector).eval()
 
-    reference = build("mlp")
-    size = f"{GRID * GRID} x {WIDTH} -> {LANGUAGE}"
+def where(device: Device, dtype: torch.dtype) -> str:
+    """Device, precision and library, in words."""
+    return f"{device_name(device)}, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}"
+
+
+def spread(values: Iterable[float]) -> str:
+    """Median and quartiles."""
+    values = list(values)
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+
+
+def timed(
+    towers: Towers, plain: Case, others: list[Case], batch: int, rounds: int
+) -> tuple[list[float], list[list[float]]]:
+    """Seconds of the MLP, and of each case its ratios to the MLP's mean before and after it, one per round."""
+    ratios: list[list[float]] = [[] for _ in others]
+    plains, order = [], random.Random(0)
+
+    def one(case: Case) -> float:
+        return seconds(lambda: towers.run(case.projector, batch), towers.device)
+
+    one(plain)
+    for number in range(rounds):
+        places = order.sample(range(len(others)), len(others))
+        before = one(plain)
+        for start in range(0, len(places), BETWEEN):
+            group = [(place, one(others[place])) for place in places[start : start + BETWEEN]]
+            after = one(plain)
+            for place, taken in group:
+                ratios[place].append(taken / ((before + after) / 2))
+            plains.append(before)
+            before = after
+        progress(f"batch {batch}: round {number + 1} of {rounds}")
+    return plains, ratios
+
+
+def table(towers: Towers, rounds: dict[int, int]) -> str:
+    """The Markdown table of all methods."""
+    progress("building the projectors")
+    plain, others, refused = cases(towers)
+    every = [plain, *others]
+    macs = [macs_of(partial(towers.run, case.projector, 1)) for case in every]
+    heads, columns = [], []
+    for batch in BATCHES:
+        head, filled = _measured(towers, every, batch, rounds[batch])
+        heads.append(head)
+        columns += filled
+    titles = [f"{what} / mlp, batch {batch}" for batch in BATCHES for what in ("time", "memory")]
     lines = [
-        f"Projectors at {size}, {tokens} tokens, batch {batch}, {torch.get_num_threads()} threads",
+        f"{GRID * GRID} x {WIDTH} -> {LANGUAGE}, {where(towers.device, towers.dtype)}",
+        *heads,
         "",
-        "| method | parameters | time / mlp |",
-        "|---|---|---|",
+        f"| method | tokens | parameters | MACs | MACs / mlp | {' | '.join(titles)} |",
+        "|" + "---|" * (5 + len(titles)),
     ]
-    for name in list_compressors():
-        projector = build(name)
-        for one in (projector, reference):
-            _seconds(one, features, query)
-        pairs = [_seconds(projector, features, query) / _seconds(reference, features, query) for _ in range(ROUNDS)]
-        parameters = sum(parameter.numel() for parameter in projector.parameters())
-        lines.append(
-            f"| {name} | {parameters:,} | {statistics.median(pairs):.2f} ({min(pairs):.2f}-{max(pairs):.2f}) |"
-        )
+    for place, case in enumerate(every):
+        parameters = sum(parameter.numel() for parameter in case.projector.parameters())
+        size = [f"{parameters:,}", f"{macs[place] / 1e9:.2f} G", f"{macs[place] / macs[0]:.2f}"]
+        row = [case.label, str(case.tokens), *size, *(column[place] for column in columns)]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, "", *(f"Not built: {line}." for line in refused)]) + "\n"
+
+
+def _measured(towers: Towers, every: list[Case], batch: int, rounds: int) -> tuple[str, tuple[list[str], list[str]]]:
+    """What the MLP took, and the columns of time and memory; the first row is the MLP's."""
+    progress(f"batch {batch}: memory of {len(every)} projectors")
+    peaks = [peak_bytes(partial(towers.run, case.projector, batch), towers.device) for case in every]
+    plains, ratios = timed(towers, every[0], every[1:], batch, rounds)
+    took, held = 1000 * statistics.median(plains), peaks[0] / 2**20
+    head = f"batch {batch}: the MLP took {took:.2f} ms and {held:.0f} MiB beside its weights; {rounds} rounds"
+    return head, (["1.00", *map(spread, ratios)], [f"{peak / peaks[0]:.2f}" for peak in peaks])
+
+
+def checks(towers: Towers, rounds: dict[int, int]) -> str:
+    """QMoP against its two limits, and against TokenPacker with and without the text tower."""
+    connector = Connector(WIDTH, LANGUAGE)
+    two, every = _rows("qmop", 144, towers, connector)
+    packer = _rows("tokenpacker", 144, towers, connector)[0]
+    own, text = macs_of(partial(towers.run, every.projector, 1)), macs_of(partial(towers.encode, 1))
+    met = "met" if own <= OWN_LIMIT else "missed"
+    lines = [
+        "| QMoP at 144 tokens | measured | limit |",
+        "|---|---|---|",
+        f"| own modules, all branches | {own / 1e9:.2f} GMAC | {OWN_LIMIT / 1e9} GMAC, {met} |",
+        f"| text tower, {QUESTION_TOKENS} tokens | {text / 1e9:.2f} GMAC | none |",
+    ]
+    for batch in BATCHES:
+        bare, whole = _against(towers, two, packer, batch, rounds[batch])
+        met = "met" if statistics.median(bare) <= TIME_LIMIT else "missed"
+        lines.append(f"| time / TokenPacker's, batch {batch} | {spread(bare)} | {TIME_LIMIT:.2f}, {met} |")
+        lines.append(f"| the same with the text tower, batch {batch} | {spread(whole)} | none |")
     return "\n".join(lines) + "\n"
+
+
+def _against(towers: Towers, ours: Case, theirs: Case, batch: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Ratios of one method's time to another's, without and with the text tower, timed one after the other."""
+    bare, whole = [], []
+    calls = [
+        partial(towers.run, ours.projector, batch),
+        partial(towers.run, theirs.projector, batch),
+        partial(towers.encode, batch),
+    ]
+    for number in range(rounds + 1):
+        own, other, asking = (seconds(call, towers.device) for call in calls)
+        if number:  # the first round warms up
+            bare.append(own / other)
+            whole.append((own + asking) / other)
+    progress(f"batch {batch}: {ours.label} and {theirs.label}, {rounds} rounds")
+    return bare, whole
+
+
+@torch.inference_mode()
+def run() -> str:
+    """Both tables on the CPU."""
+    towers = Towers(Device("cpu"), torch.float32)
+    return checks(towers, rounds={1: 15, 8: 7}) + "\n" + table(towers, rounds={1: 5, 8: 3})

@@ -33,7 +33,8 @@ def test_an_export_is_a_model_that_anybody_can_load(export: str) -> None:
 
 
 def test_no_pickle_is_written(export: str) -> None:
-    assert {path.suffix for path in Path(export).rglob("*") if path.is_file()} <= {".json", ".safetensors", ".jinja", ".md"}
+    kinds = {path.suffix for path in Path(export).rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors", ".jinja", ".md"}
 
 
 def test_a_folder_without_its_card_is_no_checkpoint(export: str) -> None:

@@ -20,7 +20,7 @@ test: setup  ## every test but the soak
 	$(BIN)/python -m pytest -m "not soak" $(ARGS)
 
 unit: setup  ## the tests that start neither Ray nor a server
-	$(BIN)/python -m pytest -m "not soak and not pipeline" $(ARGS)
+	$(BIN)/python -m pytest -m "not soak and not pipeline and not slow" $(ARGS)
 
 lint: setup  ## style, format, types
 	$(BIN)/ruff check .

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -102,7 +101,6 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         """
         pixels = pixel_values.to(self.dtype)
 
-        @cache
         def asked() -> Query | None:
             query = self._query(query_input_ids, query_attention_mask, image_rows, len(pixels))
             if query is not None and language_query_ids is not None:

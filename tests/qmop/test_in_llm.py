@@ -303,17 +303,23 @@ def test_hooks_come_and_go(model: Any, processor: Any) -> None:
 
 
 @torch.no_grad()
-def test_our_own_model_can_be_reduced_the_same_way(processor: Any) -> None:
-    model: Any = tiny_model("fastv", TOKENS)
-    enliven(model, 0)
-    batch, method = single(processor, 0), model.model.multi_modal_projector.compressor
-    full = model(**batch).logits
-    attach_reducer(model.model.language_model, method)
-    words = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    words["mm_encoder_outputs"] = {"image": model.get_image_features(batch["pixel_values"])}
-    logits = forward_reduced(model, model.forward, words).logits
+def test_our_own_model_reduces_by_itself(processor: Any) -> None:
+    """As the same weights do with the method attached to them."""
+    ours: Any = tiny_model("fastv", TOKENS)
+    enliven(ours, 0)
+    whole: Any = tiny_model("mlp")
+    whole.load_state_dict(ours.state_dict())
+    batch = single(processor, 0)
+    logits, full = ours(**batch).logits, whole(**batch).logits
     assert logits.shape[1] == full.shape[1] - (PATCHES - TOKENS)
     assert (logits[:, -1] - full[:, -1]).abs().max() > 1e-3
+    attach_reducer(whole.model.language_model, ours.model.multi_modal_projector.compressor)
+    words = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    words["mm_encoder_outputs"] = {"image": whole.get_image_features(batch["pixel_values"])}
+    assert torch.equal(forward_reduced(whole, whole.forward, words).logits, logits)
+    settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    cached = ours.generate(**batch, **settings)
+    assert torch.equal(cached, ours.generate(**batch, **settings, use_cache=False))
 
 
 def test_a_static_cache_is_refused(model: Any, processor: Any, handle: Compression) -> None:

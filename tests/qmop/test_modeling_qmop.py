@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, LlavaConfig, LlavaForConditionalGeneration
 
 from qmop.compressors import list_compressors
+from qmop.feature_cache import FeatureCache
 from qmop.fitting import take_image_inputs
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
@@ -275,3 +276,39 @@ def test_a_model_without_a_text_tower_says_so(models: Models, pictures: Pictures
     bare.model.query_encoder = None
     with pytest.raises(ValueError, match="no text tower"):
         bare(**inputs(processor, pictures(1), [asked("a")], ["a"]))
+
+
+@pytest.mark.parametrize("method", ["qmop", "average_pool", "quecc", "recoverable"])
+def test_pictures_seen_before_are_remembered(models: Models, pictures: Pictures, method: str) -> None:
+    model, processor = models(method)
+    first = inputs(processor, pictures(2), [asked(q) for q in QUESTIONS[:2]], QUESTIONS[:2])
+    other = inputs(processor, pictures(2), [asked(q) for q in QUESTIONS[1:]], QUESTIONS[1:])
+    plain = [encoded(model, batch).pooler_output for batch in (first, other)]
+    passes: list[int] = []
+    hook = model.model.vision_tower.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    model.model.feature_cache = FeatureCache(64 << 20)
+    try:
+        with torch.no_grad():
+            found = [encoded(model, batch).pooler_output for batch in (first, first, other)]
+    finally:
+        model.model.feature_cache = None
+        hook.remove()
+    assert passes == [2]  # the tower never sees a picture twice, whatever is asked
+    for told, expected in zip(found, [plain[0], plain[0], plain[1]], strict=True):
+        for one, two in zip(told, expected, strict=True):
+            torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
+
+
+def test_a_cache_is_bounded_and_left_alone_in_training(models: Models, pictures: Pictures) -> None:
+    model, processor = models("qmop")
+    batch = inputs(processor, pictures(2), [asked(q) for q in QUESTIONS[:2]], QUESTIONS[:2])
+    model.model.feature_cache = FeatureCache(1000)
+    try:
+        encoded(model, batch)  # gradients are on
+        assert model.model.feature_cache.counters.misses == 0
+        with torch.no_grad():
+            encoded(model, batch)
+        assert model.model.feature_cache.counters.refused > 0
+        assert model.model.feature_cache.counters.held_bytes <= 1000
+    finally:
+        model.model.feature_cache = None

@@ -20,6 +20,8 @@ from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
 from qmop.tiny.assemble import tiny_config, tiny_processor
 
+pytestmark = pytest.mark.slow
+
 Pictures = Callable[[int], list[Image.Image]]
 
 QUESTIONS = ["what colour is the circle ?", "how many red objects ?"]
@@ -36,6 +38,8 @@ BREAKS = {
 
 def small(method: str, tokens: int | None = 16, width: int = 160, **options: Any) -> QMoPForConditionalGeneration:
     """A model of few layers, whose pictures and questions make a visible difference."""
+    if method == "fastv":
+        options = {"layer": 1, **options}
     config = tiny_config(method, tokens, **options)
     language = config.text_config
     language.num_hidden_layers, language.hidden_size = 2, width

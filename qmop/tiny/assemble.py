@@ -67,6 +67,7 @@ def assemble(towers: Towers, speaker: Speaker, *, blind: bool = False) -> QMoPFo
     model = tiny_model("blind", tokens=1) if blind else tiny_model()
     inner = model.model
     assert inner.query_encoder is not None
+    assert inner.query_encoder.visual_projection is not None, "CLIP's text space is behind a projection"
     inner.vision_tower.load_state_dict(towers.vision.state_dict())
     inner.query_encoder.text_tower.load_state_dict(towers.text.state_dict())
     inner.query_encoder.visual_projection.load_state_dict(towers.visual_projection.state_dict())

@@ -12,8 +12,8 @@ Milliseconds of one x86-64 core with AVX2 per JPEG of 640 x 480 (66 KB), to 336 
 
 Pixels differ from the processor's by at most 2 of 255 levels, and by less than 0.01 in the mean, because torch rounds
 the weights of its 8-bit resize to 16 bits. Only halving (and halving again) while decoding is faster than decoding at
-full size. It is used where what is decoded stays three times as large as the target; it changes pixels by less than
-0.5 levels in the mean, and by up to 36 at single pixels of hard edges.
+full size. It is used where what is decoded stays three times as large as the target: over nine photographs that changes
+pixels by 0.15 to 0.49 levels in the mean and by 7 at most.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Geometry:
 
     size: tuple[int, ...]
     crop: tuple[int, int]
-    fill: tuple[int, int, int] | None
+    fill: tuple[int, ...] | None
     mode: str
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
@@ -70,8 +70,13 @@ class Geometry:
         """By how much a decoder may divide both sides."""
         if self.fill is not None:
             return 1  # where the middle lies would change by half a pixel
-        wanted = [_SCALED_ABOVE * side for side in self.resized(height, width)]
-        return next((by for by in _SHRINKS if height >= by * wanted[0] and width >= by * wanted[1]), 1)
+        least = [_SCALED_ABOVE * side for side in self.resized(height, width)]
+        return next((by for by in _SHRINKS if _divides(by, height, least[0]) and _divides(by, width, least[1])), 1)
+
+
+def _divides(by: int, side: int, least: int) -> bool:
+    """Whether a side can be divided without a rest, which would move the picture, and stays as long as wanted."""
+    return side % by == 0 and side // by >= least
 
 
 def geometry_of(image_processor: Any) -> Geometry | None:
@@ -81,17 +86,21 @@ def geometry_of(image_processor: Any) -> Geometry | None:
     mode = _MODES.get(int(image_processor.resample)) if name in _KNOWN else None
     if mode is None or not all(getattr(image_processor, step) for step in steps):
         return None
-    pads = bool(getattr(image_processor, "do_pad", None))
     size, crop = _sides(image_processor.size), _sides(getattr(image_processor, "crop_size", None))
     if not getattr(image_processor, "do_center_crop", None):
         crop = size
-    fits = len(crop) > 1 and all(side <= size[min(place, len(size) - 1)] for place, side in enumerate(crop))
+    fill = _fill(image_processor) if getattr(image_processor, "do_pad", None) else None
     usual = bool(np.isclose(image_processor.rescale_factor, 1 / _LEVELS, rtol=1e-9))
-    if not size or not fits or not usual or (pads and not name.startswith("Llava")):
+    if not size or len(crop) < 2 or crop[0] > size[0] or crop[1] > size[-1] or not usual or fill == ():  # noqa: PLR2004
         return None
-    mean = [int(channel * _LEVELS) for channel in image_processor.image_mean]
-    fill = (mean[0], mean[1], mean[2]) if pads else None
     return Geometry(size=size, crop=(crop[0], crop[1]), fill=fill, mode=mode)
+
+
+def _fill(image_processor: Any) -> tuple[int, ...]:
+    """The colour with which LLaVA's processor makes pictures square; empty for others, who pad in another way."""
+    if not type(image_processor).__name__.startswith("Llava"):
+        return ()
+    return tuple(int(channel * _LEVELS) for channel in image_processor.image_mean)
 
 
 def _sides(size: Any) -> tuple[int, ...]:
@@ -199,7 +208,7 @@ def _resized(levels_HWC: np.ndarray, geometry: Geometry) -> np.ndarray:
     return levels_BCHW[0, :, top : top + height, left : left + width].contiguous().numpy()
 
 
-def _squared(levels_HWC: np.ndarray, fill: tuple[int, int, int]) -> np.ndarray:
+def _squared(levels_HWC: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
     height, width, _ = levels_HWC.shape
     side = max(height, width)
     square = np.full((side, side, 3), fill, dtype=np.uint8)

@@ -57,7 +57,9 @@ def difference(processor: Any, *images: bytes) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("size", [(320, 240), (241, 319), (200, 200), (301, 113), (SIDE, SIDE), (150, 100), (60, 45)])
-@pytest.mark.parametrize("processor", [clip(), llava(), llava(do_pad=True), siglip()], ids=["clip", "llava", "pad", "s"])
+@pytest.mark.parametrize(
+    "processor", [clip(), llava(), llava(do_pad=True), siglip()], ids=["clip", "llava", "pad", "s"]
+)
 def test_pixels_are_the_processors_for_any_shape(
     photograph: Image.Image, processor: Any, size: tuple[int, int]
 ) -> None:
@@ -72,7 +74,9 @@ KINDS: dict[str, Callable[[Image.Image], bytes]] = {
     "4:4:4": lambda image: saved(image, subsampling=0),
     "grey": lambda image: saved(image.convert("L")),
     "rgb inside": lambda image: saved(image, keep_rgb=True),
-    "profile": lambda image: saved(image, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
+    "profile": lambda image: saved(
+        image, icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    ),
     "cmyk": lambda image: saved(image.convert("CMYK")),
     "png": lambda image: saved(image, "PNG"),
     "transparent": lambda image: saved(image.convert("RGBA"), "PNG"),
@@ -108,19 +112,21 @@ def test_a_plain_jpeg_never_meets_pillow(photograph: Image.Image, monkeypatch: p
     assert Preparer(clip(), threads=0)([saved(photograph)]).shape == (1, 3, SIDE, SIDE)
 
 
-@pytest.mark.parametrize(("size", "by"), [((2688, 2700), 8), ((2687, 2700), 4), ((680, 672), 2), ((671, 900), 1)])
+@pytest.mark.parametrize(
+    ("size", "by"), [((2688, 2720), 8), ((2680, 2720), 4), ((680, 672), 2), ((670, 900), 1), ((675, 900), 1)]
+)
 def test_a_decoder_scales_where_three_times_the_target_is_left(size: tuple[int, int], by: int) -> None:
     assert Geometry(size=(SIDE,), crop=(SIDE, SIDE), fill=None, mode="bicubic").shrink(*size) == by
     assert Geometry(size=(SIDE,), crop=(SIDE, SIDE), fill=(0, 0, 0), mode="bicubic").shrink(*size) == 1
 
 
 def test_scaling_while_decoding_stays_close(photograph: Image.Image) -> None:
-    data = saved(photograph.resize((1203, 801)), quality=92)
+    data = saved(photograph.resize((1200, 800)), quality=92)
     geometry = geometry_of(clip())
     assert geometry is not None
-    assert decode(data, geometry).shape == (401, 602, 3)
+    assert decode(data, geometry).shape == (400, 600, 3)
     largest, mean = difference(clip(), data)
-    assert largest < 36
+    assert largest < 8
     assert mean < 0.5
 
 

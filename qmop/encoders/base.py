@@ -87,3 +87,24 @@ def attention_row(query_BC: Tensor, key_BNC: Tensor, heads: int) -> Tensor:
     query_BHd, key_BNHd = query_BC.unflatten(-1, (heads, -1)), key_BNC.unflatten(-1, (heads, -1))
     logits_BHN = torch.einsum("bhd,bnhd->bhn", query_BHd, key_BNHd) * query_BHd.shape[-1] ** -0.5
     return logits_BHN.float().softmax(dim=-1).mean(dim=1)
+
+
+def foldable(projection: nn.Module) -> bool:
+    """Whether a projection's weights may be read beside its `forward`: not quantised, adapted or partitioned ones."""
+    return type(projection) is nn.Linear and not hasattr(projection.weight, "ds_id")
+
+
+def folded_row(query_BC: Tensor, keys: nn.Module, states_BNC: Tensor, heads: int) -> Tensor:
+    """`attention_row` without projecting any key: the key weights go to the one query instead, N times cheaper.
+
+    Args:
+        query_BC: the row's query, projected.
+        keys: the key projection, see `foldable`.
+        states_BNC: what it would project.
+        heads: how many heads share the width.
+    """
+    assert isinstance(keys, nn.Linear)
+    query_BHd = query_BC.unflatten(-1, (heads, -1))
+    folded_BHC = torch.einsum("bhd,hdc->bhc", query_BHd, keys.weight.unflatten(0, (heads, -1)))
+    logits_BHN = torch.einsum("bhc,bnc->bhn", folded_BHC, states_BNC) * query_BHd.shape[-1] ** -0.5
+    return logits_BHN.float().softmax(dim=-1).mean(dim=1)  # the keys' bias shifts a row's logits alike

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from qmop.encoders.base import States, TowerReader, attention_row
+from qmop.encoders.base import States, TowerReader, attention_row, foldable, folded_row
 
 
 class ClipReader(TowerReader):
@@ -21,7 +21,11 @@ class ClipReader(TowerReader):
         block, entering = self.entering(states, layer)
         attention = block.self_attn
         heads = attention.num_heads if split_heads else 1
-        row = attention_row(attention.q_proj(entering[:, 0]), attention.k_proj(entering), heads)
+        query = attention.q_proj(entering[:, 0])
+        if foldable(attention.k_proj):
+            row = folded_row(query, attention.k_proj, entering, heads)
+        else:
+            row = attention_row(query, attention.k_proj(entering), heads)
         return row[:, self.class_tokens :]
 
     def text_space(self, states: States, layer: int, *, norm: bool, projection: nn.Module | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaModel
 
 from qmop.cost import VICUNA_7B, LanguageShape, llava_config
-from tests.bench.projectors import progress, seconds, spread, where
+from tests.bench.projectors import against, paired, progress, seconds, where
 
 WHOLE, BUDGETS, TEXT = 576, (144, 64), 60
 LIMIT = 1.15
@@ -67,11 +67,11 @@ def table(model: LlamaModel, shape: LanguageShape, *, batch: int, rounds: int) -
         "|---|---|---|---|---|",
     ]
     for visual in BUDGETS:
-        ratios = [one / whole for one, whole in zip(took[visual], took[WHOLE], strict=True)]
         ideal = shape.macs(visual + TEXT) / shape.macs(WHOLE + TEXT)
-        over = statistics.median(ratios) / ideal
+        over, best = paired(took[visual], took[WHOLE]) / ideal, min(took[visual]) / min(took[WHOLE]) / ideal
         met = "met" if over <= LIMIT else "missed"
-        lines.append(f"| {visual} | {spread(ratios)} | {ideal:.3f} | {over:.2f} | {LIMIT}, {met} |")
+        times = against(took[visual], took[WHOLE])
+        lines.append(f"| {visual} | {times} | {ideal:.3f} | {over:.2f}, best {best:.2f} | {LIMIT}, {met} |")
     return "\n".join(lines) + "\n"
 
 

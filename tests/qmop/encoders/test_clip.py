@@ -118,3 +118,14 @@ def test_importance_is_read_in_single_precision_from_a_half_precision_tower(pixe
     found = half.importance(half.states(pixels.bfloat16()), -1, split_heads=True)
     assert found.dtype == torch.float32
     assert found.unique().numel() > 144  # no two patches tie, as they would after rounding to eight bits
+
+
+@pytest.mark.parametrize("split_heads", [True, False])
+def test_the_folded_row_is_the_projected_one(
+    reader: ClipReader, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch, *, split_heads: bool
+) -> None:
+    """Weights that must not be read beside `forward` are projected; both ways tell the same."""
+    states = reader.states(pixels)
+    folded = reader.importance(states, -1, split_heads=split_heads)
+    monkeypatch.setattr("qmop.encoders.clip.foldable", lambda _: False)
+    torch.testing.assert_close(folded, reader.importance(states, -1, split_heads=split_heads), rtol=0, atol=1e-6)

@@ -2,36 +2,47 @@
 
 An optimiser step is a fixed number of micro-batch *slots*, whatever the number of workers: slot k of a step holds the
 next `micro_batch` positions and goes to rank `k mod world`; where the slots do not divide evenly, the last ranks get a
-void instead. Ray Data gives that with one task per span, preserved order, strict repartitioning into blocks of one
-micro-batch and a streaming split that neither equalises nor looks at locality; each consumer proves the positions that
-reach it.
+void instead. Ray Data gives that with one task per span, preserved order, and a streaming split that neither equalises
+nor looks at locality: a row is one rank's *share* of a stretch of positions, many micro-batches long, and ranks take
+turns. So a sample is copied into the object store once, and Ray has little to control. Each consumer proves the
+positions that reach it.
 """
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
 import ray.train
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from cluster import storage
 from cluster.storage import absolute
 from pipelines.corpus.blend import Blend, Places
 from pipelines.corpus.reader import OpenShard, open_shard
 
-SCHEMA = pa.schema([("position", pa.int64()), ("key", pa.string()), ("image", pa.binary()), ("sample", pa.binary())])
+SCHEMA = pa.schema(
+    [
+        ("position", pa.list_(pa.int64())),
+        ("key", pa.list_(pa.string())),
+        ("image", pa.list_(pa.large_binary())),
+        ("sample", pa.list_(pa.large_binary())),
+    ]
+)
+"""One row is one rank's share of a stretch: lists of equal length, one entry per sample."""
 READING_CPUS = 1.0
 """Logical CPUs that must stay free beside the trainer's own; without any, Ray Data would wait for ever in silence."""
-_BLOCK_BYTES = 8 * 1024 * 1024
-_VOID = -1
-"""The position of rows that only fill a slot."""
+_SHARE_BYTES = 16 * 1024 * 1024
+_REST_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -118,7 +129,7 @@ class CorpusFeed:
         return -(-self.slots // world)
 
     def dataset(self, world: int = 1) -> ray.data.Dataset:
-        """A lazy dataset whose blocks are the slots with the columns of `SCHEMA`, in order, voids included.
+        """A lazy dataset whose blocks are shares with the columns of `SCHEMA`: rank 0's, rank 1's and so on, again.
 
         Raises:
             FileNotFoundError: if a corpus has no manifest.
@@ -131,27 +142,39 @@ class CorpusFeed:
                 f"left from position {self.start}, ask for more samples or use smaller steps"
             )
         first, last = blend.span_at(self.start), blend.span_at(stop - 1)
-        voids = (self.rounds(world) * world - self.slots) * self.micro_batch
-        read = partial(_read_span, blend=blend, feed=self, first=first, stop=stop, voids=voids)
+        read = partial(_read_span, blend=blend, feed=self, first=first, stop=stop, world=world)
         count = last - first + 1
-        rows = ray.data.range(count, override_num_blocks=count).map_batches(
+        shares = ray.data.range(count, override_num_blocks=count).map_batches(
             read,
             batch_size=None,
             batch_format="numpy",
             num_cpus=self.read_cpus,
             compute=ray.data.TaskPoolStrategy(min(self.windows_ahead, count)),
         )
-        batches = rows.repartition(target_num_rows_per_block=self.micro_batch, strict=True)
-        batches.context.target_max_block_size = _BLOCK_BYTES
-        batches.context.execution_options.preserve_order = True
-        batches.context.enable_progress_bars = False
-        return batches
+        shares.context.target_max_block_size = 1  # every row a block of its own, as it is never cut
+        shares.context.execution_options.preserve_order = True
+        shares.context.enable_progress_bars = False
+        shares.context.custom_execution_callback_classes.append(Unhurried)
+        return shares
+
+
+class Unhurried(ExecutionCallback):
+    """Lets Ray Data's control loop rest between two looks.
+
+    Where trainers are slower than readers, as they should be, the loop finds finished blocks that it must not take yet,
+    at once and again and again: it then costs a third of a core for nothing.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:  # noqa: ARG002 - the interface is Ray's
+        """Rest."""
+        time.sleep(_REST_S)
 
 
 def _read_span(
-    batch: dict[str, np.ndarray], *, blend: Blend, feed: CorpusFeed, first: int, stop: int, voids: int
+    batch: dict[str, np.ndarray], *, blend: Blend, feed: CorpusFeed, first: int, stop: int, world: int
 ) -> Iterator[pa.Table]:
-    """The samples of one span, or of the part of it that is asked for, as tables of at most a micro-batch."""
+    """The samples of one span, or of the part of it that is asked for: share by share, rank by rank."""
+    stretch = _stretch(blend, feed, world)
     for number in batch["id"]:
         low, high = blend.span(first + int(number))
         start, end = max(feed.start, low), min(stop, high)
@@ -160,24 +183,22 @@ def _read_span(
             (corpus, shard): open_shard(blend.manifests[corpus].uri(shard), blend.manifests[corpus].shards[shard])
             for corpus, shard in places.shards()
         }
-        for position in _cuts(start, end, feed):
-            stretch = range(
-                position, min(end, position + feed.micro_batch - (position - feed.start) % feed.micro_batch)
-            )
-            yield _table(stretch, start, places, shards)
-            if voids and (stretch.stop - feed.start) % feed.step == 0:
-                yield _void(voids)
+        for begin in range(start, end, stretch):
+            positions = np.arange(begin, min(end, begin + stretch))
+            ranks = (positions - feed.start) % feed.step // feed.micro_batch % world
+            for rank in range(world):
+                yield _share(positions[ranks == rank], start, places, shards)
 
 
-def _cuts(start: int, end: int, feed: CorpusFeed) -> Iterator[int]:
-    """Where tables begin: at the start, and wherever a micro-batch does."""
-    yield start
-    next_one = start + feed.micro_batch - (start - feed.start) % feed.micro_batch
-    yield from range(next_one, end, feed.micro_batch)
+def _stretch(blend: Blend, feed: CorpusFeed, world: int) -> int:
+    """Positions of a stretch, so that a share is a few micro-batches and some megabytes."""
+    held = [sum(shard.filesize for shard in manifest.shards) / manifest.written for manifest in blend.manifests]
+    sample = sum(weight * size for weight, size in zip(blend.weights, held, strict=True)) / sum(blend.weights)
+    return world * feed.micro_batch * max(1, int(_SHARE_BYTES / (feed.micro_batch * sample)))
 
 
-def _table(positions: range, start: int, places: Places, shards: dict[tuple[int, int], OpenShard]) -> pa.Table:
-    inside = slice(positions.start - start, positions.stop - start)
+def _share(positions: np.ndarray, start: int, places: Places, shards: dict[tuple[int, int], OpenShard]) -> pa.Table:
+    inside = positions - start
     stored = [
         shards[corpus, shard][index]
         for corpus, shard, index in zip(
@@ -185,16 +206,12 @@ def _table(positions: range, start: int, places: Places, shards: dict[tuple[int,
         )
     ]
     columns = [
-        list(positions),
-        [sample.key for sample in stored],
-        [sample.image for sample in stored],
-        [sample.record for sample in stored],
+        [positions.tolist()],
+        [[sample.key for sample in stored]],
+        [[sample.image for sample in stored]],
+        [[sample.record for sample in stored]],
     ]
     return pa.table(columns, schema=SCHEMA)
-
-
-def _void(rows: int) -> pa.Table:
-    return pa.table([[_VOID] * rows, [""] * rows, [None] * rows, [b""] * rows], schema=SCHEMA)
 
 
 class ExactSplit(ray.train.DataConfig):
@@ -266,24 +283,29 @@ def iter_micro_batches(
     assert rank is not None
     assert world is not None
     steps, size = feed.steps(), feed.micro_batch
-    batches = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+    shares = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
+    first = next(shares, None)  # Ray waits for every rank to begin, also for one without a slot in any step
+    samples = _samples(chain([] if first is None else [first], shares))
     for step in range(steps):
         for slot in range(rank, feed.rounds(world) * world, world):
-            table = next(batches, None)
-            assert table is not None, f"the feed ended after {step} of {steps} steps"
+            if slot >= feed.slots:
+                yield None
+                continue
+            taken = list(islice(samples, size))
+            assert taken, f"the feed ended after {step} of {steps} steps"
             low = feed.start + step * feed.step + slot * size
-            void = slot >= feed.slots
-            yield _unpack(table, [_VOID] * size if void else list(range(low, low + size)))
+            yield _proved(taken, list(range(low, low + size)))
 
 
-def _unpack(table: pa.Table, expected: list[int]) -> MicroBatch | None:
-    positions = table["position"].to_pylist()
+def _samples(shares: Iterable[pa.Table]) -> Iterator[tuple[int, str, bytes | None, bytes]]:
+    """What shares hold, sample by sample; bytes are copied out of the object store as they are asked for."""
+    for share in shares:
+        positions, keys, images, records = (share[name].combine_chunks().flatten() for name in SCHEMA.names)
+        for place, (position, key) in enumerate(zip(positions.to_pylist(), keys.to_pylist(), strict=True)):
+            yield position, key, images[place].as_py(), records[place].as_py()
+
+
+def _proved(samples: list[tuple[int, str, bytes | None, bytes]], expected: list[int]) -> MicroBatch:
+    positions, keys, images, records = (list(column) for column in zip(*samples, strict=True))
     assert positions == expected, f"positions {positions[:3]}... arrived where {expected[:3]}... were due"
-    if positions[0] == _VOID:
-        return None
-    return MicroBatch(
-        positions=positions,
-        keys=table["key"].to_pylist(),
-        images=table["image"].to_pylist(),
-        samples=[json.loads(record) for record in table["sample"].to_pylist()],
-    )
+    return MicroBatch(positions=positions, keys=keys, images=images, samples=[json.loads(record) for record in records])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import ray
-from ray.exceptions import RayTaskError
 
 from cluster import storage
 from cluster.capacity import require
 from cluster.progress import Progress
 from cluster.storage import absolute
+from pipelines.corpus import quarantine, statistics
+from pipelines.corpus.duplicates import Verdict, verdicts
 from pipelines.corpus.manifest import (
     LAYOUT,
     NAME,
@@ -22,14 +24,15 @@ from pipelines.corpus.manifest import (
     corpus_digest,
     load_manifest,
 )
-from pipelines.corpus.parts import PARTS, Job, Part
+from pipelines.corpus.parts import FORMAT, ORIGINS, PARTS, Job, Part
 from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.corpus.samples import UNCOUNTED, Fault, Origin
 from pipelines.corpus.sources import Unit, open_source
 from pipelines.corpus.sources.base import digest_of
+from pipelines.corpus.workers import mapped, spread
 
 _SHOWN = 5
-_AHEAD = 2
+_READERS = 16
 
 
 def prepare(recipe: PrepareRecipe, progress: Progress) -> Manifest:
@@ -49,17 +52,38 @@ def prepare(recipe: PrepareRecipe, progress: Progress) -> Manifest:
     output = absolute(recipe.output)
     source = open_source(recipe)
     with progress.stage(f"Looking at the {recipe.source} source"):
-        plan = digest_of(LAYOUT, recipe.content(), source.fingerprint())
+        tokenizer = _tokenizer(recipe)
+        plan = digest_of(LAYOUT, FORMAT, recipe.content(), tokenizer, source.fingerprint())
         existing = _existing(output, plan, overwrite=recipe.overwrite)
     if existing is not None:
         progress.say(f"Corpus {output} is complete: {existing.written} samples, nothing to do")
         return existing
     if ray.is_initialized():
         require(what="preparing shards", num_cpus=1, progress=progress)
-    job = Job(source=source, output=output, limits=recipe.limits, plan=plan)
+    job = Job(
+        source=source,
+        output=output,
+        limits=recipe.limits,
+        plan=plan,
+        duplicates=recipe.duplicates,
+        tokenizer=recipe.tokenizer,
+    )
+    with progress.stage("Listing the records"):
+        units = source.units(recipe.samples_per_shard, mapped)
     with progress.stage(f"Preparing {output}"):
-        parts = _run(job, source.units(recipe.samples_per_shard), progress)
+        parts = _run(job, units, progress)
+    if recipe.duplicates.wanted:
+        with progress.stage("Putting repetitions aside"):
+            parts = _without_repetitions(job, units, parts, progress)
     return _commit(recipe, job, parts, progress)
+
+
+def _tokenizer(recipe: PrepareRecipe) -> str:
+    """The digest of the tokenizer that counts, after a look whether it can be read."""
+    if recipe.tokenizer is None:
+        return ""
+    statistics.load_tokenizer(recipe.tokenizer)
+    return storage.sha256_of(statistics.tokenizer_uri(recipe.tokenizer))
 
 
 def _existing(output: str, plan: str, *, overwrite: bool) -> Manifest | None:
@@ -98,7 +122,7 @@ def _run(job: Job, units: list[Unit], progress: Progress) -> list[Part]:
     """All parts in order, with a running account."""
     parts: dict[int, Part] = {}
     bad = 0
-    for part, fresh in _parts(job, units):
+    for _, (part, fresh) in spread(partial(_part, job), units):
         parts[part.index] = part
         bad += len(part.faults)
         note = f"{bad} samples quarantined" if fresh else "kept from an earlier run"
@@ -107,36 +131,26 @@ def _run(job: Job, units: list[Unit], progress: Progress) -> list[Part]:
     return [parts[index] for index in range(len(units))]
 
 
-def _parts(job: Job, units: list[Unit]) -> Iterator[tuple[Part, bool]]:
-    """Each part once, in the order of completion, and whether it was made just now."""
-    if not ray.is_initialized():
-        for unit in units:
-            yield _part(job, unit)
-        return
-    shared = ray.put(job)
-    worker = ray.remote(_part)
-    slots = max(1, int(ray.cluster_resources().get("CPU", 1))) + _AHEAD
-    waiting = iter(units)
-    running = [worker.remote(shared, unit) for unit in islice(waiting, slots)]
-    while running:
-        done, running = ray.wait(running, num_returns=1)
-        running += [worker.remote(shared, unit) for unit in islice(waiting, 1)]
-        yield _result(done[0])
-
-
-def _result(reference: ray.ObjectRef) -> tuple[Part, bool]:
-    """A worker's answer; its complaint about storage or source without the worker's traceback around it."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, ValueError | OSError):
-            raise error.cause from error
-        raise
-
-
 def _part(job: Job, unit: Unit) -> tuple[Part, bool]:
+    """A part, and whether it was made just now."""
     part = job.finished(unit)
     return (part, False) if part is not None else (job.run(unit), True)
+
+
+def _without_repetitions(job: Job, units: list[Unit], parts: list[Part], progress: Progress) -> list[Part]:
+    """Compare all good samples, and make the parts again from which something goes."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = verdicts((prints or [] for prints in pool.map(job.prints, range(len(units)))), job.duplicates)
+    changed = [(units[part.index], aside) for part, aside in zip(parts, found, strict=True) if part.repeated != aside]
+    done = list(parts)
+    for number, (_, part) in enumerate(spread(partial(_again, job), changed)):
+        done[part.index] = part
+        progress.update("Shards with repetitions", number + 1, len(changed))
+    return done
+
+
+def _again(job: Job, changed: tuple[Unit, Mapping[int, Verdict]]) -> Part:
+    return job.run(*changed)
 
 
 def _commit(recipe: PrepareRecipe, job: Job, parts: list[Part], progress: Progress) -> Manifest:
@@ -162,7 +176,8 @@ def _commit(recipe: PrepareRecipe, job: Job, parts: list[Part], progress: Progre
             f"output: {job.output} lacks shards that workers have written, name a folder that every node of the "
             "cluster shares, or a bucket"
         )
-    _remove_strays(manifest)
+    _remove_strays(job.output, parts)
+    _write_statistics(job.output, parts, manifest)
     storage.write_atomic(storage.join(job.output, NAME), manifest.to_json())
     progress.say(f"Corpus {job.output}: {manifest.written} samples in {len(shards)} shards of {manifest.input} records")
     return manifest
@@ -196,9 +211,25 @@ def _hold_ceiling(recipe: PrepareRecipe, manifest: Manifest) -> None:
         raise ValueError(f"source: none of {manifest.input} records is usable ({top or 'none obtained'}), see {where}")
 
 
-def _remove_strays(manifest: Manifest) -> None:
-    """Shards that an earlier, larger corpus left behind would mislead readers that take the whole folder."""
-    known = {manifest.uri(number) for number in range(len(manifest.shards))}
-    for uri in storage.list_files(manifest.folder, ".tar"):
-        if uri not in known and uri.rpartition("/")[2].startswith("corpus-"):
+def _write_statistics(output: str, parts: list[Part], manifest: Manifest) -> None:
+    total = statistics.merged(part.statistics for part in parts)
+    written = statistics.to_json(total, manifest.quarantined), statistics.draw(total, manifest.quarantined)
+    for name, data in zip(statistics.NAMES, written, strict=True):
+        storage.write_atomic(storage.join(output, name), data)
+
+
+def _remove_strays(output: str, parts: list[Part]) -> None:
+    """What an earlier, larger corpus left behind would mislead readers that take the whole folder."""
+    shards = [part.shard.url for part in parts if part.shard is not None]
+    _keep(output, "corpus-", ".tar", shards)
+    _keep(storage.join(output, ORIGINS), "corpus-", ".jsonl", [f"{url.removesuffix('.tar')}.jsonl" for url in shards])
+    aside = [part.quarantine.url.rpartition("/")[2] for part in parts if part.quarantine is not None]
+    _keep(storage.join(output, quarantine.FOLDER), "quarantine-", ".tar", aside)
+
+
+def _keep(folder: str, prefix: str, suffix: str, names: list[str]) -> None:
+    known = set(names)
+    for uri in storage.list_files(folder, suffix) if storage.exists(folder) else []:
+        name = uri.rpartition("/")[2]
+        if name.startswith(prefix) and name not in known:
             storage.remove(uri)

@@ -7,7 +7,8 @@ from typing import Literal
 
 from cluster.session import RaySettings
 
-SOURCES = ("llava", "img2dataset", "rendered")
+SOURCES = ("llava", "img2dataset", "parquet", "folder", "webdataset", "rendered")
+_HASH_BITS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,22 +33,55 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Duplicates:
+    """Which repetitions are put aside; the first in the order of the source stays.
+
+    Attributes:
+        exact: a sample whose image bytes and texts came before.
+        near_distance: a sample whose picture looks like an earlier one: at most so many of the 64 bits of its
+            perceptual hash differ. The texts do not matter, so leave it unset where one picture has several
+            conversations.
+    """
+
+    exact: bool = False
+    near_distance: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a ValueError that names the field."""
+        if self.near_distance is not None and not 0 <= self.near_distance < _HASH_BITS // 2:
+            raise ValueError(f"duplicates.near_distance is {self.near_distance}, it must lie between 0 and 31")
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is looked for."""
+        return self.exact or self.near_distance is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrepareRecipe:
     """Turn a source of pictures and texts into validated shards with a manifest.
 
     Attributes:
-        source: where samples come from: a LLaVA JSON with its image folder, an img2dataset output folder, or our own
-            renderer.
-        output: folder or URI that receives shards, manifest.json and quarantine.jsonl.
+        source: where samples come from: a LLaVA JSON with its image folder, an img2dataset output folder, parquet with
+            image structs as Hugging Face writes it, a folder of images with captions, WebDataset tars of any maker, or
+            our own renderer.
+        output: folder or URI that receives shards, manifest.json, statistics and what was quarantined.
         annotations: LLaVA JSON file (source=llava).
-        images: folder that the JSON's image paths are relative to (source=llava), or the img2dataset folder.
+        images: folder that the JSON's image paths are relative to (source=llava), the img2dataset folder, the image
+            folder, or the folder, file or glob of parquet files or tars.
+        image_field: column of the images (source=parquet).
+        text_field: column of captions or of conversations (source=parquet and the metadata file of source=folder);
+            when absent the first there is of conversations, messages, caption, text.
+        id_field: column of the records' own names, which need not be there nor be unique (source=parquet).
         samples_per_shard: input records per shard; a shard holds fewer where records were quarantined.
-        caption_prompt: the user's words where a source has captions alone (source=img2dataset).
+        caption_prompt: the user's words where a source has captions alone.
         max_bad_share: the run fails when more than this share of the input is quarantined and also more samples than
             tolerated_bad; what img2dataset itself failed to download does not count.
         tolerated_bad: so many bad samples never fail a run by themselves, so that a folder of twenty pictures survives
             three bad ones; a run without a single good sample fails all the same.
         limits: limits of one image.
+        duplicates: which repetitions are put aside; none by default.
+        tokenizer: a `tokenizer.json`, or the folder that holds it, that the statistics count tokens with.
         count: samples to render (source=rendered).
         seed: seed of the renderer (source=rendered).
         questions_per_scene: rendered samples that share a picture, one question each (source=rendered).
@@ -55,15 +89,20 @@ class PrepareRecipe:
         ray: how to reach or start Ray.
     """
 
-    source: Literal["llava", "img2dataset", "rendered"]
+    source: Literal["llava", "img2dataset", "parquet", "folder", "webdataset", "rendered"]
     output: str
     annotations: str | None = None
     images: str | None = None
+    image_field: str = "image"
+    text_field: str | None = None
+    id_field: str = "id"
     samples_per_shard: int = 1000
     caption_prompt: str = "Describe the picture."
     max_bad_share: float = 0.01
     tolerated_bad: int = 10
     limits: Limits = field(default_factory=Limits)
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    tokenizer: str | None = None
     count: int = 10_000
     seed: int = 0
     questions_per_scene: int = 3
@@ -86,7 +125,7 @@ class PrepareRecipe:
         self._require_paths()
 
     def _require_paths(self) -> None:
-        needed = {"llava": ("annotations", "images"), "img2dataset": ("images",), "rendered": ()}[self.source]
+        needed = {"llava": ("annotations", "images"), "rendered": ()}.get(self.source, ("images",))
         for name in needed:
             if not getattr(self, name):
                 raise ValueError(f"{name} is not set, source={self.source} needs it: give a path or URI")
@@ -100,10 +139,14 @@ class PrepareRecipe:
             "source": self.source,
             "samples_per_shard": self.samples_per_shard,
             "limits": [self.limits.max_bytes, self.limits.max_pixels, self.limits.max_frames],
+            "duplicates": [self.duplicates.exact, self.duplicates.near_distance],
         }
         own: dict[str, tuple[str, ...]] = {
             "llava": (),
             "img2dataset": ("caption_prompt",),
+            "parquet": ("caption_prompt", "image_field", "text_field", "id_field"),
+            "folder": ("caption_prompt", "text_field"),
+            "webdataset": ("caption_prompt",),
             "rendered": ("count", "seed", "questions_per_scene"),
         }
         return shared | {name: getattr(self, name) for name in own[self.source]}

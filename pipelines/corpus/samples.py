@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in a text, not a secret
@@ -12,21 +12,32 @@ REASONS = {
     "missing_image": "the record names an image that is not there, or speaks of one without naming it",
     "corrupt_image": "the image does not decode to its end",
     "unsupported_image": "the image is no JPEG, PNG or WebP",
-    "too_large": "the image exceeds a limit on bytes, pixels or frames",
-    "unsafe_path": "the image path leaves the image folder",
+    "too_large": "the image exceeds a limit on bytes, pixels or frames, or a text one on bytes",
+    "unsafe_path": "a path leaves its folder, names another place or would run a program",
+    "unsafe_member": "a tar holds a link, a device or a sparse file under this key",
+    "pickled_member": "a tar holds a pickle or a program under this key, which nobody should open",
     "no_caption": "the record holds no text to learn",
     "bad_record": "the record does not have the documented form",
+    "duplicate_key": "an earlier record of the same file or folder has this key",
+    "unlisted": "the tar holds a sample that the table beside it does not list",
+    "damaged_file": "the file that holds the sample is cut short or damaged",
+    "duplicate": "an earlier sample has the same image and the same texts",
+    "near_duplicate": "an earlier sample's picture looks the same",
     "not_downloaded": "img2dataset itself reports that the image was not obtained",
 }
 """Every reason for quarantine, with its meaning."""
-UNCOUNTED = frozenset({"not_downloaded"})
-"""Reasons that the ceiling on bad samples leaves out: the source has already accounted for them."""
+UNCOUNTED = frozenset({"not_downloaded", "duplicate", "near_duplicate"})
+"""Reasons that the ceiling on bad samples leaves out: the source has accounted for them, or a recipe asks for them."""
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 _LONGEST_IDENTITY = 48
 
 Origin = dict[str, Any]
 Message = dict[str, str]
+
+
+Evidence = dict[str, bytes]
+"""What a bad record consists of, still encoded, by what it is: image, record, text, or the name of a tar's member."""
 
 
 class BadSampleError(Exception):
@@ -42,15 +53,21 @@ class BadSampleError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """A sample that was put aside, and why."""
+    """A sample that was put aside, and why. `position` is the record's own; -1 until it is known."""
 
     reason: str
     origin: Origin
     detail: str
+    position: int = -1
+    evidence: Evidence = field(default_factory=dict, repr=False)
+
+    def account(self) -> dict[str, Any]:
+        """All but the evidence."""
+        return {"position": self.position, "reason": self.reason, "origin": self.origin, "detail": self.detail}
 
     def to_json(self) -> str:
         """One line of quarantine.jsonl, ASCII alone: a bad record may hold text that no encoding takes."""
-        return json.dumps({"reason": self.reason, "origin": self.origin, "detail": self.detail})
+        return json.dumps(self.account())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +109,8 @@ def sample_key(position: int, identity: str) -> str:
 
 
 def record_of(raw: Raw) -> dict[str, Any]:
-    """The JSON that a shard keeps beside the image."""
-    return {
-        "id": raw.identity,
-        "messages": raw.messages,
-        "image": raw.image is not None,
-        "origin": raw.origin,
-    }
+    """The JSON that a shard keeps beside the image: the same whatever form the record came in."""
+    return {"id": raw.identity, "messages": raw.messages, "image": raw.image is not None}
 
 
 def check_messages(messages: list[Message]) -> None:

@@ -44,11 +44,12 @@ def encode_shard(samples: Iterable[Sample]) -> bytes:
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             for name, content in sample.members():
-                tar.addfile(_header(name, len(content)), io.BytesIO(content))
+                tar.addfile(plain_header(name, len(content)), io.BytesIO(content))
     return buffer.getvalue()
 
 
-def _header(name: str, size: int) -> tarfile.TarInfo:
+def plain_header(name: str, size: int) -> tarfile.TarInfo:
+    """A plain file whose header says nothing of when and where it was written."""
     header = tarfile.TarInfo(name)
     header.size = size
     header.mode = 0o644

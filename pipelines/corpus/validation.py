@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from pipelines.corpus.images import check_image
 from pipelines.corpus.recipe import Limits
-from pipelines.corpus.samples import BadSampleError, Fault, Raw, Sample, check_messages, record_of, sample_key
+from pipelines.corpus.samples import BadSampleError, Evidence, Fault, Raw, Sample, check_messages, record_of, sample_key
 
 
 def check(raw: Raw, limits: Limits) -> Sample | Fault:
@@ -12,7 +14,13 @@ def check(raw: Raw, limits: Limits) -> Sample | Fault:
     try:
         return _checked(raw, limits)
     except BadSampleError as bad:
-        return Fault(reason=bad.reason, origin=raw.origin, detail=bad.detail)
+        return Fault(reason=bad.reason, origin=raw.origin, detail=bad.detail, evidence=evidence_of(raw))
+
+
+def evidence_of(raw: Raw) -> Evidence:
+    """Image and record as they came, for the quarantine."""
+    record = {"record": json.dumps(record_of(raw)).encode()}
+    return record if raw.image is None else {"image": raw.image} | record
 
 
 def _checked(raw: Raw, limits: Limits) -> Sample:

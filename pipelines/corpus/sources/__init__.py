@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.corpus.sources.base import Source, Unit
+from pipelines.corpus.sources.folder import FolderSource
 from pipelines.corpus.sources.img2dataset import Img2DatasetSource
 from pipelines.corpus.sources.llava import LlavaSource
+from pipelines.corpus.sources.parquet import ParquetSource
 from pipelines.corpus.sources.rendered import RenderedSource
+from pipelines.corpus.sources.webdataset import WebDatasetSource
 
 __all__ = ["Source", "Unit", "open_source"]
 
@@ -21,7 +24,15 @@ def open_source(recipe: PrepareRecipe) -> Source:
     if recipe.source == "rendered":
         return RenderedSource(recipe.seed, recipe.count, recipe.questions_per_scene)
     assert recipe.images is not None
-    if recipe.source == "img2dataset":
-        return Img2DatasetSource(recipe.images, recipe.caption_prompt, recipe.limits.max_bytes)
+    images, prompt, limit = recipe.images, recipe.caption_prompt, recipe.limits.max_bytes
+    match recipe.source:
+        case "img2dataset":
+            return Img2DatasetSource(images, prompt, limit)
+        case "parquet":
+            return ParquetSource(images, recipe.image_field, recipe.text_field, recipe.id_field, prompt, limit)
+        case "folder":
+            return FolderSource(images, recipe.text_field, prompt, limit)
+        case "webdataset":
+            return WebDatasetSource(images, prompt, limit)
     assert recipe.annotations is not None
-    return LlavaSource(recipe.annotations, recipe.images, recipe.limits.max_bytes)
+    return LlavaSource(recipe.annotations, images, limit)

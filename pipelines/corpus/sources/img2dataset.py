@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import io
-import json
-import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.storage import absolute
 from pipelines.corpus.samples import BadSampleError, Fault, Origin, Raw
-from pipelines.corpus.sources.base import Unit, cut, digest_of, listing
+from pipelines.corpus.sources.base import Mapper, Unit, chunked, digest_of, listing, rows_of
+from pipelines.corpus.sources.conversations import TEXT_EXTENSIONS, from_files
+from pipelines.corpus.sources.tars import Group, Survey, content, evidence, lost, picture_of, survey
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 OBTAINED = "success"
-_MAX_TEXT_BYTES = 1_000_000
 _COLUMNS = ("key", "status", "error_message", "caption", "url")
 
 Row = dict[str, Any]
-Members = dict[str, bytes]
 
 
 @dataclass(frozen=True)
 class Img2DatasetSource:
     """Captioned images. The parquet says what there should be, the tar what there is; both must agree.
+
+    Without its parquet a tar speaks for itself; without its tar a parquet misses every image.
 
     Args:
         folder: the output folder of img2dataset.
@@ -51,31 +53,21 @@ class Img2DatasetSource:
         tables = {name: storage.sha256_of(storage.join(self.folder, name)) for name in self._names(".parquet")}
         return digest_of(listing(self.folder, ".tar", recursive=False), tables)
 
-    def units(self, samples_per_shard: int) -> list[Unit]:
-        """Slices of every tar, none of which crosses into the next tar."""
-        units: list[Unit] = []
-        first = 0
-        for stem in self._stems():
-            count = self._count(stem)
-            for part in cut(count, samples_per_shard):
-                payload = {"stem": stem, "first": part.start}
-                start, stop = first + part.start, first + part.stop
-                units.append(Unit(index=len(units), start=start, stop=stop, payload=payload))
-            first += count
-        return units
+    def units(self, samples_per_shard: int, mapped: Mapper = map) -> list[Unit]:
+        """Tables and tars are gone through once; units carry their rows with the places of the members."""
+        found = mapped(self._surveyed, self._stems())
+        return chunked((row for rows in found for row in rows), samples_per_shard)
 
     def read(self, unit: Unit) -> Iterator[Raw | Fault]:
-        """Pair the rows of a slice with the members of the tar."""
-        stem, first = unit.payload["stem"], unit.payload["first"]
-        rows = self._rows(stem)[first : first + unit.stop - unit.start]
-        wanted = {row["key"] for row in rows if row["status"] == OBTAINED}
-        members, end = self._members(stem, wanted)
-        for position, row in enumerate(rows, unit.start):
-            origin: Origin = {"file": f"{stem}.tar", "key": row["key"], "url": row.get("url")}
-            try:
-                yield self._raw(position, row, members.get(row["key"], {}), end, origin)
-            except BadSampleError as bad:
-                yield Fault(reason=bad.reason, origin=origin, detail=bad.detail)
+        """Cut the members of a slice out of its tars."""
+        position = unit.start
+        for stem, rows in groupby(rows_of(unit), key=itemgetter("file")):
+            with ExitStack() as opened:
+                uri = self._uri(stem, ".tar")
+                stream = opened.enter_context(storage.open_read(uri)) if storage.exists(uri) else io.BytesIO()
+                for row in rows:
+                    yield self._sample(stream, position, row)
+                    position += 1
 
     def _names(self, suffix: str) -> list[str]:
         return [PurePosixPath(uri).name for uri in storage.list_files(self.folder, suffix)]
@@ -89,97 +81,75 @@ class Img2DatasetSource:
     def _uri(self, stem: str, suffix: str) -> str:
         return storage.join(self.folder, stem + suffix)
 
-    def _count(self, stem: str) -> int:
+    def _surveyed(self, stem: str) -> list[Row]:
+        """Every row of the table with its members in the tar, then what the tar holds beyond it."""
+        tar = self._uri(stem, ".tar")
+        found = survey(tar) if storage.exists(tar) else Survey([])
+        lacking = f"{stem}.tar has no image under this key"
         if not storage.exists(self._uri(stem, ".parquet")):
-            return len(self._rows(stem))
-        return int(self._table(stem).metadata.num_rows)
+            groups = [*found.groups, *lost(found, None)]
+            rows = [_placed({"key": group.key, "status": OBTAINED}, group) for group in groups]
+        else:
+            rows = list(_matched(self._table(stem), found, lacking))
+        return [row | {"file": stem} for row in rows]
 
-    def _table(self, stem: str) -> pq.ParquetFile:
+    def _table(self, stem: str) -> list[Row]:
         uri = self._uri(stem, ".parquet")
         try:
             table = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
+            names = table.schema_arrow.names
+            rows = table.read(columns=[name for name in _COLUMNS if name in names]).to_pylist()
         except (ValueError, OSError) as error:
             raise ValueError(f"{uri} is not a readable parquet file ({error}), fetch it again or remove it") from error
-        if "key" not in table.schema_arrow.names:
+        if "key" not in names:
             raise ValueError(f"{uri} has no column 'key', it is not img2dataset's")
-        return table
-
-    def _rows(self, stem: str) -> list[Row]:
-        """What the parquet lists; without a parquet, what the tar holds."""
-        if not storage.exists(self._uri(stem, ".parquet")):
-            return [{"key": key, "status": OBTAINED} for key in self._keys(stem)]
-        table = self._table(stem)
-        rows = table.read(columns=[name for name in _COLUMNS if name in table.schema_arrow.names]).to_pylist()
         return [{"status": OBTAINED} | row | {"key": str(row["key"])} for row in rows]
 
-    def _keys(self, stem: str) -> list[str]:
-        keys: dict[str, None] = {}
-        with storage.open_read(self._uri(stem, ".tar")) as stream:
-            try:
-                for member in tarfile.open(fileobj=stream, mode="r:"):  # noqa: SIM115 - the stream is what needs closing
-                    keys.setdefault(_split(member.name)[0])
-            except tarfile.ReadError:
-                return list(keys)
-        return list(keys)
-
-    def _members(self, stem: str, wanted: set[str]) -> tuple[dict[str, Members], str]:
-        """The wanted members by key and extension, and how the tar ended: empty where it ended well."""
-        found: dict[str, Members] = {}
+    def _sample(self, stream: BinaryIO, position: int, row: Row) -> Raw | Fault:
+        origin: Origin = {"file": f"{row['file']}.tar", "key": row["key"], "url": row.get("url")}
+        members = {name: (place[0], place[1]) for name, place in row["members"].items()}
+        group = Group(row["key"], members, row["reason"], row["detail"])
         try:
-            with storage.open_read(self._uri(stem, ".tar")) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    key, extension = _split(member.name)
-                    if key in wanted and member.isreg():
-                        found.setdefault(key, {})[extension] = self._content(tar, member, extension)
-        except FileNotFoundError:
-            return found, f"{stem}.tar does not exist"
-        except tarfile.ReadError as error:
-            return found, f"{stem}.tar is damaged: {error}"
-        return found, ""
+            group.require_good()
+            return self._raw(position, row, content(stream, group, self.max_bytes), origin)
+        except BadSampleError as bad:
+            held = evidence(stream, group, self.max_bytes)
+            return Fault(reason=bad.reason, origin=origin, detail=bad.detail, evidence=held)
 
-    def _content(self, tar: tarfile.TarFile, member: tarfile.TarInfo, extension: str) -> bytes:
-        """A member's bytes, at most one over its limit, so that the check that follows can tell."""
-        stream = tar.extractfile(member)
-        assert stream is not None
-        limit = self.max_bytes if extension in IMAGE_EXTENSIONS else _MAX_TEXT_BYTES
-        data = stream.read(limit + 1)
-        if len(data) < min(member.size, limit + 1):
-            raise tarfile.ReadError("unexpected end of data")
-        return data
-
-    def _raw(self, position: int, row: Row, members: Members, end: str, origin: Origin) -> Raw:
-        if row["status"] != OBTAINED:
-            raise BadSampleError("not_downloaded", f"{row['status']}: {row.get('error_message') or 'no message'}")
-        images = [extension for extension in IMAGE_EXTENSIONS if extension in members]
-        if not images:
-            raise BadSampleError("missing_image", end or f"{origin['file']} has no image under this key")
-        caption = _caption(row, members)
-        if not caption:
-            raise BadSampleError("no_caption", "neither json, txt nor parquet holds a caption")
-        return Raw(
-            position=position,
-            identity=row["key"],
-            image=members[images[0]],
-            messages=[{"role": "user", "text": self.prompt}, {"role": "assistant", "text": caption}],
-            origin=origin,
-        )
+    def _raw(self, position: int, row: Row, members: Mapping[str, bytes], origin: Origin) -> Raw:
+        if (picture := picture_of(members)) is None:
+            raise BadSampleError("missing_image", f"{origin['file']} has no image under this key")
+        files = {name: members[name] for name in TEXT_EXTENSIONS if name in members}
+        messages, _ = from_files(files, row.get("caption"), self.prompt)
+        return Raw(position=position, identity=row["key"], image=members[picture], messages=messages, origin=origin)
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Key and extension: the file name up to its first dot, and the rest in lower case."""
-    key, _, extension = PurePosixPath(name).name.partition(".")
-    return key, extension.lower()
+def _placed(row: Row, group: Group) -> Row:
+    return row | {"members": group.members, "reason": group.reason, "detail": group.detail}
 
 
-def _caption(row: Row, members: Members) -> str:
-    """The caption from the sample's JSON, its text file or the table, whichever has one first."""
-    try:
-        described = json.loads(members.get("json", b"{}"))
-        text = members.get("txt", b"").decode()
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadSampleError("bad_record", f"json or txt cannot be read: {error}") from error
-    inner = described.get("caption") if isinstance(described, dict) else None
-    for caption in (inner, text, row.get("caption")):
-        if isinstance(caption, str) and caption.strip():
-            return caption.strip()
-    return ""
+def _bad(row: Row, reason: str, detail: str) -> Row:
+    return row | {"members": {}, "reason": reason, "detail": detail}
+
+
+def _matched(table: Iterable[Row], found: Survey, lacking: str) -> Iterator[Row]:
+    """Rows with their samples in the tar; what no row has taken comes last."""
+    waiting = {group.key: group for group in reversed(found.groups)}
+    seen = set()
+    taken = set()
+    for row in table:
+        group = waiting.get(row["key"])
+        if row["key"] in seen:
+            yield _bad(row, "duplicate_key", "the table lists this key before")
+        elif row["status"] != OBTAINED:
+            yield _bad(row, "not_downloaded", f"{row['status']}: {row.get('error_message') or 'no message'}")
+        elif group is None:
+            yield _bad(row, "damaged_file" if found.end else "missing_image", found.end or lacking)
+        else:
+            taken.add(id(group))
+            yield _placed(row, group)
+        seen.add(row["key"])
+    for group in found.groups:
+        if id(group) not in taken:
+            group.forbid("unlisted", "the table beside the tar does not list this key")
+            yield _placed({"key": group.key, "status": OBTAINED}, group)

@@ -10,15 +10,16 @@ from typing import Any
 
 from cluster import storage
 from cluster.storage import absolute
-from pipelines.corpus.samples import IMAGE_TOKEN, BadSampleError, Fault, Message, Origin, Raw
-from pipelines.corpus.sources.base import Unit, cut, digest_of, listing, read_image
-
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+from pipelines.corpus.samples import IMAGE_TOKEN, BadSampleError, Fault, Origin, Raw
+from pipelines.corpus.sources.base import Mapper, Unit, check_path, cut, digest_of, listing, read_image
+from pipelines.corpus.sources.conversations import kind, messages_of, speaks_of_image
 
 
 @dataclass(frozen=True)
 class LlavaSource:
     """Records `{"id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}]}`; text-only rows are kept.
+
+    Ids need not be unique: LLaVA names its records by their pictures.
 
     Args:
         annotations: the JSON file.
@@ -41,7 +42,7 @@ class LlavaSource:
         """Over the JSON's bytes and the names and sizes of all files in the image folder."""
         return digest_of(storage.sha256_of(self.annotations), listing(self.images, recursive=True))
 
-    def units(self, samples_per_shard: int) -> list[Unit]:
+    def units(self, samples_per_shard: int, mapped: Mapper = map) -> list[Unit]:  # noqa: ARG002 - one file lists all
         """Slices of the list; each carries its own records."""
         records = self._load()
         return [
@@ -56,7 +57,8 @@ class LlavaSource:
             try:
                 yield self._raw(position, record, origin)
             except BadSampleError as bad:
-                yield Fault(reason=bad.reason, origin=origin, detail=bad.detail)
+                held = {"record": json.dumps(record).encode()}
+                yield Fault(reason=bad.reason, origin=origin, detail=bad.detail, evidence=held)
 
     def _load(self) -> list[Any]:
         try:
@@ -65,7 +67,7 @@ class LlavaSource:
             raise ValueError(f"annotations: {self.annotations} is not valid JSON ({error}), repair the file") from error
         if not isinstance(records, list):
             raise ValueError(
-                f"annotations: {self.annotations} holds a JSON {_kind(records)}, expected a list of LLaVA records"
+                f"annotations: {self.annotations} holds a JSON {kind(records)}, expected a list of LLaVA records"
             )
         if not records:
             raise ValueError(f"annotations: {self.annotations} is an empty list, there is nothing to prepare")
@@ -79,15 +81,16 @@ class LlavaSource:
 
     def _raw(self, position: int, record: object, origin: Origin) -> Raw:
         if not isinstance(record, dict):
-            raise BadSampleError("bad_record", f"the record is a JSON {_kind(record)}, expected an object")
+            raise BadSampleError("bad_record", f"the record is a JSON {kind(record)}, expected an object")
         turns = _turns(record)
-        image = self._image(record, speaks_of_one=any(IMAGE_TOKEN in turn["value"] for turn in turns))
+        messages = messages_of(turns, "")
+        image = self._image(record, speaks_of_one=speaks_of_image(turns))
         identity = record.get("id")
         return Raw(
             position=position,
             identity=str(identity) if isinstance(identity, str | int) else "",
             image=image,
-            messages=[_message(turn) for turn in turns],
+            messages=messages,
             origin=origin,
         )
 
@@ -98,34 +101,14 @@ class LlavaSource:
                 raise BadSampleError("missing_image", f"the text has {IMAGE_TOKEN} but the record names no image")
             return None
         if not isinstance(name, str):
-            raise BadSampleError("bad_record", f"image is a JSON {_kind(name)}, expected one path")
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or ":" in name or "\\" in name or "\0" in name:
-            raise BadSampleError("unsafe_path", f"image is {name!r}, expected a path inside the image folder")
-        return read_image(storage.join(self.images, name), self.max_bytes)
+            raise BadSampleError("bad_record", f"image is a JSON {kind(name)}, expected one path")
+        return read_image(storage.join(self.images, check_path(name)), self.max_bytes)
 
 
-def _turns(record: dict[str, Any]) -> list[dict[str, str]]:
+def _turns(record: dict[str, Any]) -> list[Any]:
     turns = record.get("conversations")
     if turns is None or turns == []:
         raise BadSampleError("no_caption", "conversations is missing or empty")
     if not isinstance(turns, list):
-        raise BadSampleError("bad_record", f"conversations is a JSON {_kind(turns)}, expected a list")
-    for turn in turns:
-        if not isinstance(turn, dict) or turn.get("from") not in ROLES:
-            raise BadSampleError("bad_record", f"a turn is not from one of {', '.join(ROLES)}")
-        if turn.get("value") is None:
-            raise BadSampleError("no_caption", f"a turn from {turn['from']} has no value")
-        if not isinstance(turn["value"], str):
-            raise BadSampleError("bad_record", f"a value is a JSON {_kind(turn['value'])}, expected a text")
+        raise BadSampleError("bad_record", f"conversations is a JSON {kind(turns)}, expected a list")
     return turns
-
-
-def _message(turn: dict[str, str]) -> Message:
-    """A turn in our words. The image always stands before the first text, so its token is dropped."""
-    return {"role": ROLES[turn["from"]], "text": turn["value"].replace(IMAGE_TOKEN, "").strip()}
-
-
-def _kind(value: object) -> str:
-    names = {dict: "object", list: "list", str: "text", bool: "boolean", int: "number", float: "number"}
-    return names.get(type(value), "null")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipelines.corpus.samples import Fault, Raw
-from pipelines.corpus.sources.base import Unit, cut, digest_of
+from pipelines.corpus.sources.base import Mapper, Unit, cut, digest_of
 from qmop.vtcbench.painting import encode_png
 from qmop.vtcbench.rendered import RenderedScene, training_scene
 
@@ -34,7 +34,7 @@ class RenderedSource:
         scenes = [training_scene(self.seed, number) for number in range(_PROBES)]
         return digest_of([[encode_png(scene.pixels).hex(), scene.caption, _asked(scene)] for scene in scenes])
 
-    def units(self, samples_per_shard: int) -> list[Unit]:
+    def units(self, samples_per_shard: int, mapped: Mapper = map) -> list[Unit]:  # noqa: ARG002 - nothing to look at
         """Ranges of sample positions."""
         return list(cut(self.count, samples_per_shard))
 

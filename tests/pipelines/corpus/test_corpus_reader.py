@@ -31,7 +31,7 @@ def test_samples_come_whole_and_in_order(rendered: Callable[..., Manifest]) -> N
     assert len(samples) == manifest.written == 60
     assert [sample.key for sample in samples] == sorted(sample.key for sample in samples)
     record = json.loads(samples[7].record)
-    assert record["origin"] == {"scene": "scene-0-0000002", "turn": 1}
+    assert record["id"] == "scene-0-0000002-1"
     assert samples[7].image is not None
     assert samples[7].image.startswith(b"\x89PNG")
 

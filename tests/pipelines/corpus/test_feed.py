@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pipelines.corpus import feed as corpus_feed
 from pipelines.corpus.feed import SCHEMA, CorpusFeed, _read_span, iter_micro_batches
 from pipelines.corpus.manifest import Manifest
 
@@ -24,9 +25,9 @@ class Blocks:
         return iter(self.blocks)
 
 
-def block(positions: list[int]) -> pa.Table:
+def share(positions: list[int]) -> pa.Table:
     count = len(positions)
-    return pa.table([positions, ["k"] * count, [None] * count, [b"{}"] * count], schema=SCHEMA)
+    return pa.table([[positions], [["k"] * count], [[None] * count], [[b"{}"] * count]], schema=SCHEMA)
 
 
 def feed(**changes: Any) -> CorpusFeed:
@@ -61,54 +62,78 @@ def test_a_wrong_field_is_named(changes: dict[str, Any], named: str) -> None:
 
 
 def test_each_rank_proves_its_positions() -> None:
-    second = Blocks([block([4 * step + 2, 4 * step + 3]) for step in range(4)])
+    second = Blocks([share([4 * step + 2, 4 * step + 3]) for step in range(4)])
     batches = list(iter_micro_batches(second, feed(slots=2), rank=1, world=2))  # type: ignore[arg-type]
     assert [batch and batch.positions for batch in batches] == [[2, 3], [6, 7], [10, 11], [14, 15]]
 
 
+@pytest.mark.parametrize("cuts", [[8], [3, 5], [1, 0, 6, 1], [0, 8, 0]])
+def test_shares_may_end_anywhere(cuts: list[int]) -> None:
+    mine = iter([2, 3, 6, 7, 10, 11, 14, 15])
+    shares = [share([next(mine) for _ in range(count)]) for count in cuts]
+    batches = list(iter_micro_batches(Blocks(shares), feed(slots=2), rank=1, world=2))  # type: ignore[arg-type]
+    assert [batch and batch.positions for batch in batches] == [[2, 3], [6, 7], [10, 11], [14, 15]]
+
+
 def test_a_rank_without_a_slot_gets_a_void() -> None:
-    void = pa.table([[-1, -1], ["", ""], [None, None], [b"", b""]], schema=SCHEMA)
-    third = Blocks([block([4, 5]), void, block([14, 15]), void])
+    third = Blocks([share([4, 5]), share([14, 15])])
     batches = list(iter_micro_batches(third, feed(slots=5, samples=20), rank=2, world=3))  # type: ignore[arg-type]
     assert [batch and batch.positions for batch in batches] == [[4, 5], None, [14, 15], None]
+
+
+def test_a_rank_without_any_slot_begins_like_the_others() -> None:
+    begun = []
+
+    def shares() -> Iterator[pa.Table]:
+        begun.append(True)
+        yield share([])
+
+    stands_for_ray = Blocks([])
+    stands_for_ray.iter_batches = lambda **_: shares()  # type: ignore[method-assign]
+    batches = list(iter_micro_batches(stands_for_ray, feed(), rank=3, world=4))  # type: ignore[arg-type]
+    assert batches == [None] * 8
+    assert begun
 
 
 @pytest.mark.parametrize(
     "positions", [[[2, 3], [0, 1]], [[0, 1], [2, 3]], [[0, 1], [4]], [[0, 1]], [[1, 0], [4, 5]], [[0, 1, 2], [4, 5]]]
 )
 def test_a_wrong_position_stops_the_rank(positions: list[list[int]]) -> None:
-    blocks = Blocks([block(part) for part in positions])
+    blocks = Blocks([share(part) for part in positions])
     with pytest.raises(AssertionError, match=r"arrived where|the feed ended after 1 of 2"):
         list(iter_micro_batches(blocks, feed(samples=8, slots=2), rank=0, world=2))  # type: ignore[arg-type]
 
 
-def test_blocks_beyond_the_last_whole_step_are_left() -> None:
-    blocks = Blocks([block([0, 1]), block([6, 7]), block([12, 13])])
+def test_what_is_beyond_the_last_whole_step_is_left() -> None:
+    blocks = Blocks([share([0, 1, 6, 7]), share([12, 13])])
     batches = list(iter_micro_batches(blocks, feed(slots=3), rank=0, world=3))  # type: ignore[arg-type]
     assert [batch and batch.positions for batch in batches] == [[0, 1], [6, 7]]
 
 
-@pytest.mark.parametrize("voids", [0, 4])
-def test_a_span_is_read_from_a_position_in_its_middle(rendered: Callable[..., Manifest], voids: int) -> None:
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("share_bytes", [1, 50_000, 10**9])
+def test_a_span_is_read_from_a_position_in_its_middle(
+    rendered: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, world: int, share_bytes: int
+) -> None:
+    monkeypatch.setattr(corpus_feed, "_SHARE_BYTES", share_bytes)
     manifest = rendered()
-    asked = feed(corpora=manifest.folder, window_shards=3, micro_batch=4, slots=2, samples=None)
+    asked = feed(corpora=manifest.folder, window_shards=3, micro_batch=2, slots=2, samples=None)
     blend = asked.blend()
     low, high = blend.span(1)
     first, last = low + 5, high - 2
-    numbers = {"id": np.array([0])}
-    tables = list(_read_span(numbers, blend=blend, feed=asked.at(first), first=1, stop=last, voids=voids))
-    real = [table for table in tables if table["position"][0].as_py() != -1]
-    found = pa.concat_tables(real)
-    assert found["position"].to_pylist() == list(range(first, last))
-    assert all((table["position"][0].as_py() - first) % 4 == 0 for table in real)
+    tables = list(_read_span({"id": np.array([0])}, blend=blend, feed=asked.at(first), first=1, stop=last, world=world))
+    assert len(tables) == world if share_bytes > 50_000 else len(tables) % world == 0
+    assert all(table.num_rows == 1 for table in tables)
+    keys: dict[int, str] = {}
+    for number, table in enumerate(tables):
+        row = table.to_pylist()[0]
+        assert {(position - first) // 2 % 2 % world for position in row["position"]} <= {number % world}
+        keys |= dict(zip(row["position"], row["key"], strict=True))
+        assert all(image.startswith(b"\x89PNG") for image in row["image"])
+    assert sorted(keys) == list(range(first, last))
     order = blend.orders[0]
-    keys = [f"{shard * 8 + index:09d}" for shard, index in order.samples(order.window(1))[5:-2]]
-    assert [key[:9] for key in found["key"].to_pylist()] == keys
-    rows = pa.concat_tables(tables)["position"].to_pylist()
-    for place, position in enumerate(rows):  # voids stand behind each whole step of eight
-        if position != -1 and voids and (position - first + 1) % 8 == 0:
-            assert rows[place + 1 : place + 1 + voids] == [-1] * voids
-    assert rows.count(-1) == voids * ((last - first) // 8)
+    expected = [f"{shard * 8 + index:09d}" for shard, index in order.samples(order.window(1))[5:-2]]
+    assert [keys[position][:9] for position in range(first, last)] == expected
 
 
 def test_nothing_left_to_deliver_is_said(rendered: Callable[..., Manifest]) -> None:

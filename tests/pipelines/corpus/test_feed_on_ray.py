@@ -136,10 +136,11 @@ def test_text_only_rows_and_photographs_arrive_unchanged(
     llava.save()
     manifest = prepare(llava.recipe(tmp_path / "out"), progress)
     feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=3, window_shards=2)
-    rows = feed.dataset().take_all()
-    assert sorted(row["image"] for row in rows if row["image"] is not None) == sorted(jpegs)
-    assert sum(row["image"] is None for row in rows) == 6
-    assert all(json.loads(row["sample"])["image"] == (row["image"] is not None) for row in rows)
+    shares = feed.dataset().take_all()
+    rows = [row for share in shares for row in zip(share["image"], share["sample"], strict=True)]
+    assert sorted(image for image, _ in rows if image is not None) == sorted(jpegs)
+    assert sum(image is None for image, _ in rows) == 6
+    assert all(json.loads(record)["image"] == (image is not None) for image, record in rows)
 
 
 def test_a_damaged_shard_stops_the_feed_with_its_name(rendered: Callable[..., Manifest]) -> None:

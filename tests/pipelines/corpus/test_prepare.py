@@ -20,6 +20,7 @@ from pipelines.corpus.prepare import prepare
 from pipelines.corpus.reader import read_shard
 from pipelines.corpus.recipe import Limits, PrepareRecipe
 from pipelines.corpus.sources import Source, Unit
+from pipelines.corpus.sources.base import Mapper
 from pipelines.corpus.sources.rendered import RenderedSource
 
 
@@ -94,8 +95,8 @@ class Counting:
     def fingerprint(self) -> str:
         return self.source.fingerprint()
 
-    def units(self, samples_per_shard: int) -> list[Unit]:
-        return self.source.units(samples_per_shard)
+    def units(self, samples_per_shard: int, mapped: Mapper = map) -> list[Unit]:
+        return self.source.units(samples_per_shard, mapped)
 
     def read(self, unit: Unit) -> Iterator[Any]:
         if len(self.read_units) == self.stop_after:
@@ -137,6 +138,16 @@ def test_an_interrupted_run_makes_only_what_is_missing(
     source = counting()
     assert rendered().digest == whole.digest
     assert source.read_units == list(range(stop_after, 8))
+
+
+def test_what_another_recipe_left_unfinished_is_not_taken(
+    rendered: Callable[..., Manifest], counting: Callable[..., Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting(stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        rendered()
+    monkeypatch.undo()
+    assert rendered(seed=1).digest == rendered(folder="fresh", seed=1).digest
 
 
 def test_a_lost_or_damaged_shard_alone_is_made_again(

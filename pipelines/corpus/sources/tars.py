@@ -1,0 +1,181 @@
+"""Tars of other people: what they hold and where, found without trusting a name and without reading a content.
+
+Members of a key belong together where they stand together. A key that comes again is either the rest of its sample,
+which is then gathered at its first place, or, where it repeats an extension, a second sample of the same name.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from cluster import storage
+from pipelines.corpus.samples import BadSampleError, Evidence
+from pipelines.corpus.sources.base import check_path
+from pipelines.corpus.sources.conversations import MAX_TEXT_BYTES, TEXT_EXTENSIONS
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+ALIEN_IMAGES = ("gif", "bmp", "tif", "tiff")
+"""Pictures that we do not take, but that are pictures: they are put aside, not overlooked."""
+PICTURES = (*IMAGE_EXTENSIONS, *ALIEN_IMAGES)
+_PYTHON = ("pkl", "pickle", "pk", "p", "dill", "joblib", "pt", "pth", "ckpt", "bin", "py", "pyc", "pyo", "pyd")
+_PROGRAMS = ("so", "dll", "dylib", "exe", "sh", "bat", "jar", "class")
+PICKLED = frozenset((*_PYTHON, *_PROGRAMS))
+"""Extensions whose content runs, or whose usual readers run it."""
+READ = frozenset((*PICTURES, *TEXT_EXTENSIONS))
+
+
+@dataclass
+class Group:
+    """One sample of a tar: `(offset, bytes)` of its members by extension, and what forbids to use it."""
+
+    key: str
+    members: dict[str, tuple[int, int]] = field(default_factory=dict)
+    reason: str = ""
+    detail: str = ""
+
+    def forbid(self, reason: str, detail: str) -> None:
+        """Put the sample aside; the first reason stays."""
+        if not self.reason:
+            self.reason, self.detail = reason, detail
+
+    def require_good(self) -> None:
+        """Raise BadSampleError if something forbids to use the sample."""
+        if self.reason:
+            raise BadSampleError(self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All samples of a tar in the order of their first members, and how it ended: empty where it ended well."""
+
+    groups: list[Group]
+    end: str = ""
+
+
+def survey(uri: str) -> Survey:
+    """Go through the headers of a tar; a tar that is cut short yields what stands before the cut.
+
+    Raises:
+        FileNotFoundError: if there is no such tar.
+        StorageError: if the storage fails.
+    """
+    runs: list[Group] = []
+    with storage.open_read(uri) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        end = _walk(stream, size, runs)
+    return Survey(_gathered(runs), end)
+
+
+def content(stream: BinaryIO, group: Group, max_bytes: int) -> dict[str, bytes]:
+    """The members of a sample that we read, each at most one byte over its limit."""
+    found = {}
+    for extension, (offset, size) in group.members.items():
+        if extension not in READ:
+            continue
+        limit = max_bytes if extension in PICTURES else MAX_TEXT_BYTES
+        stream.seek(offset)
+        found[extension] = stream.read(min(size, limit + 1))
+    return found
+
+
+def evidence(stream: BinaryIO, group: Group, max_bytes: int) -> Evidence:
+    """Every member of a sample as it stands, for the quarantine; those over the limit are left out."""
+    found = {}
+    for extension, (offset, size) in group.members.items():
+        if size <= max_bytes:
+            stream.seek(offset)
+            found[extension or "member"] = stream.read(size)
+    return found
+
+
+def picture_of(members: Iterable[str]) -> str | None:
+    """The extension of the picture among a sample's, or None."""
+    there = set(members)
+    return next((extension for extension in PICTURES if extension in there), None)
+
+
+def _walk(stream: BinaryIO, size: int, runs: list[Group]) -> str:
+    """Fill `runs` with what stands together; returns how the tar ended."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if tar.offset <= member.offset or member.size < 0:
+                    return "the tar is damaged: a header leads backwards"
+                _take(member, size, runs)
+                tar.members.clear()  # type: ignore[attr-defined] # it keeps every header otherwise
+                if runs and runs[-1].reason == "damaged_file":
+                    return runs[-1].detail
+            stream.seek(tar.offset)
+            ended = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    except OSError:  # the storage's trouble; it may be a ValueError too
+        raise
+    except (tarfile.TarError, ValueError, ArithmeticError, LookupError) as error:
+        return f"the tar is damaged: {error}"
+    return "" if ended else "the tar has no end, so there may have been more"
+
+
+def _take(member: tarfile.TarInfo, size: int, runs: list[Group]) -> None:
+    if member.isdir():
+        return
+    key, extension = split(member.name)
+    if not runs or runs[-1].key != key or extension in runs[-1].members:
+        runs.append(Group(key))
+    group = runs[-1]
+    group.members[extension] = (member.offset_data, 0 if not member.isreg() else member.size)
+    try:
+        _check(member, extension, size)
+    except BadSampleError as bad:
+        if bad.reason in {"unsafe_member", "damaged_file"}:
+            del group.members[extension]
+        group.forbid(bad.reason, bad.detail)
+
+
+def _check(member: tarfile.TarInfo, extension: str, size: int) -> None:
+    check_path(member.name)
+    if not member.isreg() or member.issparse():
+        raise BadSampleError("unsafe_member", f"{member.name!r} is a link, a device or a sparse file")
+    if extension.rpartition(".")[2] in PICKLED:
+        raise BadSampleError("pickled_member", f"{member.name!r} would be run by its usual readers")
+    if member.offset_data + member.size > size:
+        raise BadSampleError("damaged_file", f"the tar is cut inside {member.name!r}")
+
+
+def split(name: str) -> tuple[str, str]:
+    """Key and extension: the path up to the first dot of the file name, and the rest in lower case."""
+    path = PurePosixPath(name)
+    stem, _, extension = path.name.partition(".")
+    return name[: len(name) - len(path.name)] + stem, extension.lower()
+
+
+def _gathered(runs: list[Group]) -> list[Group]:
+    """Runs of one key as one sample, unless they repeat an extension."""
+    first: dict[str, Group] = {}
+    groups = []
+    for run in runs:
+        known = first.setdefault(run.key, run)
+        if known is run:
+            groups.append(run)
+        elif known.members.keys() & run.members.keys():
+            run.forbid("duplicate_key", f"the key {run.key!r} is there before")
+            groups.append(run)
+        else:
+            known.members |= run.members
+            if run.reason:
+                known.forbid(run.reason, run.detail)
+    return groups
+
+
+def lost(survey_of: Survey, promised: int | None) -> Iterator[Group]:
+    """What a damaged tar no longer holds: as many samples as were promised, or one for an end that is unknown."""
+    if not survey_of.end:
+        return
+    cut_inside = bool(survey_of.groups) and survey_of.groups[-1].reason == "damaged_file"
+    missing = int(not cut_inside) if promised is None else max(0, promised - len(survey_of.groups))
+    for _ in range(missing):
+        yield Group("", reason="damaged_file", detail=survey_of.end)

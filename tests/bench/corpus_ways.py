@@ -1,0 +1,172 @@
+"""One way to bring pictures to a trainer, in a process of its own: `python -m tests.bench.corpus_ways WAY FOLDER`.
+
+Prints one line of JSON. Cost is the user and system time of every process of the way, ended ones included, between two
+marks in one stream of pictures: when the first has passed everything has started, and as much has been read ahead as
+when the second passes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import ray
+import torch
+import webdataset
+from transformers import CLIPImageProcessorPil
+
+from cluster.progress import Progress
+from cluster.session import RaySettings, ray_session
+from pipelines.corpus.feed import CorpusFeed, ExactSplit, iter_micro_batches
+from pipelines.corpus.manifest import Manifest, load_manifest
+from pipelines.corpus.reader import read_shard
+from pipelines.training.batches import ahead
+from pipelines.training.pictures import Preparer
+
+SIDE, BATCH, THREADS, CORES = 336, 32, 2, 2
+PASSES, WARM, MEASURED = 3, 512, 4096
+RESUMED_AT = (0, 640, 0, 1344, 0, 800, 0, 1760)
+Costs = dict[str, float]
+
+
+def preparer(threads: int) -> Preparer:
+    """Decode, resize to 336, crop, normalise, as LLaVA-1.5 has it."""
+    return Preparer(CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE), threads)
+
+
+def costs(root: int) -> Costs:
+    """CPU seconds so far of a process and all below it, by role."""
+    found: Costs = defaultdict(float)
+    top = psutil.Process(root)
+    for process in [top, *top.children(recursive=True)]:
+        try:
+            spent, role = process.cpu_times(), _role(process, root)
+        except psutil.NoSuchProcess:
+            continue
+        found[role] += spent.user + spent.system + spent.children_user + spent.children_system
+    return found
+
+
+def _role(process: psutil.Process, root: int) -> str:
+    title = " ".join(process.cmdline())
+    if process.pid == os.getpid():
+        return "training worker"
+    if title.startswith(("ray::IDLE", "ray::Map", "ray::Read")):
+        return "reading tasks"
+    if "SplitCoordinator" in title:
+        return "control loop"
+    return "driver" if process.pid == root else "daemons" if "ray" in title else "loader processes"
+
+
+def measured(batches: Iterator[torch.Tensor], root: int) -> dict[str, Any]:
+    """Milliseconds per picture between the marks, and megabytes of all processes at their height."""
+    images, first, before, peak, started = 0, 0, {}, 0, 0.0
+    for pixels in batches:
+        images += len(pixels)
+        if not first and images >= WARM:
+            first, before, started = images, costs(root), time.monotonic()
+        if first and images - first >= MEASURED:
+            after, taken, seconds = costs(root), images - first, time.monotonic() - started
+            break
+    for _ in batches:
+        pass
+    spent = {role: (after[role] - before.get(role, 0.0)) / taken * 1e3 for role in after}
+    return {"ms": sum(spent.values()), "by_role": spent, "wall_ms": seconds / taken * 1e3, "peak": peak}
+
+
+def bare(manifest: Manifest) -> dict[str, Any]:
+    """A loop over bytes in memory."""
+    prepare, shards = preparer(0), enumerate(manifest.shards)
+    data = [stored.image for number, shard in shards for stored in read_shard(manifest.uri(number), shard)]
+
+    def batches() -> Iterator[torch.Tensor]:
+        for _ in range(PASSES):
+            for start in range(0, len(data), BATCH):
+                yield prepare([image for image in data[start : start + BATCH] if image is not None])
+
+    return measured(batches(), os.getpid())
+
+
+def loader(manifest: Manifest) -> dict[str, Any]:
+    """`webdataset` in the processes of torch's `DataLoader`."""
+    prepare, urls = preparer(0), [manifest.uri(number) for number in range(len(manifest.shards))]
+
+    def prepared(sample: dict[str, Any]) -> tuple[Any, str, Any]:
+        return prepare([sample["jpg"]])[0], sample["__key__"], json.loads(sample["json"])
+
+    def together(samples: list[Any]) -> tuple[Any, list[str], list[Any]]:
+        pixels, keys, records = zip(*samples, strict=True)
+        return torch.stack(pixels), list(keys), list(records)
+
+    samples = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=1).shuffle(512).map(prepared).repeat(PASSES)
+    loaded = webdataset.WebLoader(samples.batched(BATCH, together), batch_size=None, num_workers=CORES)
+    return measured((pixels for pixels, _, _ in loaded), os.getpid())
+
+
+class Trainer:
+    """A training worker without a model."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(THREADS)
+        self.prepare = preparer(THREADS)
+
+    def measure(self, shard: Any, feed: CorpusFeed, root: int) -> dict[str, Any]:
+        """Take everything."""
+        return measured(ahead(self._prepared(shard, feed)), root)
+
+    def first(self, shard: Any, feed: CorpusFeed) -> float:
+        """The time at which the first micro-batch is there."""
+        batches = self._prepared(shard, feed)
+        assert len(next(batches)) == BATCH
+        return time.time()
+
+    def _prepared(self, shard: Any, feed: CorpusFeed) -> Iterator[torch.Tensor]:
+        for micro in iter_micro_batches(shard, feed, rank=0, world=1):
+            assert micro is not None
+            yield self.prepare([image for image in micro.images if image is not None])
+
+
+@contextmanager
+def trainer() -> Iterator[Any]:
+    """A training worker in a small cluster."""
+    with ray_session(RaySettings(num_cpus=4, object_store_mb=300), Progress(stream=io.StringIO())):
+        yield ray.remote(num_cpus=1)(Trainer).remote()
+
+
+def _shard(feed: CorpusFeed) -> Any:
+    return ExactSplit({"train": feed}).configure({}, 1, None, None)[0]["train"]
+
+
+def ours(manifest: Manifest) -> dict[str, Any]:
+    """Ray Data into a training worker."""
+    feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=BATCH, samples=PASSES * manifest.written)
+    with trainer() as worker:
+        return ray.get(worker.measure.remote(_shard(feed), feed, os.getpid()))
+
+
+def starts(manifest: Manifest) -> dict[str, Any]:
+    """Seconds to the first micro-batch, from the beginning of the corpus and from places inside, in turns."""
+    feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=BATCH, samples=manifest.written)
+    taken = []
+    with trainer() as worker:
+        for position in (0, *RESUMED_AT):
+            began = time.time()
+            taken.append(ray.get(worker.first.remote(_shard(feed.at(position)), feed.at(position))) - began)
+    fresh = [seconds for position, seconds in zip(RESUMED_AT, taken[1:], strict=True) if not position]
+    return {"fresh": fresh, "resumed": [s for p, s in zip(RESUMED_AT, taken[1:], strict=True) if p]}
+
+
+WAYS = {"bare": bare, "loader": loader, "ours": ours, "starts": starts}
+
+if __name__ == "__main__":
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    torch.set_num_threads(1)
+    print(json.dumps(WAYS[sys.argv[1]](load_manifest(sys.argv[2]))))  # noqa: T201 - the parent reads it

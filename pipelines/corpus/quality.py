@@ -14,8 +14,9 @@ from pipelines.corpus.order import Order, Window
 class ShuffleQuality:
     """Spearman's rank correlations of an order.
 
-    Under a perfect shuffle of n things such a correlation has mean 0 and standard deviation 1 / sqrt(n - 1); `worst`
-    gives the largest of all in units of that, which for a few hundred correlations is 3 to 4.
+    Under a perfect shuffle of n things such a correlation has mean 0 and standard deviation 1 / sqrt(n - 1), where
+    the things are samples inside a window and shards across epochs. `worst` gives the largest of all in units of
+    that; for a few hundred correlations 3 to 4 are usual.
 
     Attributes:
         within: mean size of the correlation between source and delivery inside a window.
@@ -49,7 +50,7 @@ def shuffle_quality(order: Order, epochs: int = 2) -> ShuffleQuality:
     places = [_places(order, epoch) for epoch in range(epochs)]
     across = [rank_correlation(one, other) for one, other in zip(places, places[1:], strict=False)]
     sizes = [window.count for epoch in range(epochs) for window in order.windows(epoch)]
-    sizes += [len(order.sizes)] * len(shards) + [order.epoch_samples] * len(across)
+    sizes += [len(order.sizes)] * (len(shards) + len(across))  # the samples of a shard move together
     everything = [*within, *shards, *across]
     return ShuffleQuality(
         within=_mean_size(within),
@@ -88,4 +89,4 @@ def _shards(order: Order, epoch: int) -> float:
 def _places(order: Order, epoch: int) -> np.ndarray:
     """Where each sample of the corpus, in the order of the source, is delivered inside an epoch."""
     shards, indices = order.places(epoch * order.epoch_samples, (epoch + 1) * order.epoch_samples)
-    return np.argsort(np.lexsort((indices, shards)))[np.argsort(np.argsort(np.lexsort((indices, shards))))]
+    return np.lexsort((indices, shards))

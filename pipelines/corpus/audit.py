@@ -51,7 +51,7 @@ def audit(folder: str) -> Audit:
     """
     feed = _feed(folder)
     blend = feed.blend()
-    steps, attempts, repeated, worlds = _counted(folder)
+    steps, attempts, repeated, worlds = steps_that_counted(folder)
     keys = _keys_in_order(steps, feed)
     return Audit(
         steps=len(steps),
@@ -80,7 +80,7 @@ def _feed(folder: str) -> CorpusFeed:
     return feed
 
 
-def _counted(folder: str) -> tuple[dict[int, list[Entry]], int, int, tuple[int, ...]]:
+def steps_that_counted(folder: str) -> tuple[dict[int, list[Entry]], int, int, tuple[int, ...]]:
     """The entries of each step that counted; earlier attempts end where the next one began."""
     by_attempt: dict[int, dict[int, list[Entry]]] = defaultdict(lambda: defaultdict(list))
     starts: dict[int, int] = {}

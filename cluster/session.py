@@ -25,6 +25,7 @@ from ray.exceptions import AuthenticationError
 from cluster import processes
 from cluster.addresses import check_address, probe, resolved
 from cluster.capacity import ClusterBusyError
+from cluster.ports import free_port, require_port
 from cluster.processes import ended_by_sigterm, set_handler, undisturbed
 from cluster.progress import Progress
 from cluster.scratch import scratch_folder
@@ -34,6 +35,9 @@ _LEAST_CPUS = 8
 _LEAST_STORE_MB = 80
 _PATIENCE_S = 5.0
 _ATTEMPTS = 2
+_DASHBOARD_PORT, _NOBODY = 8265, 9
+_LOOK_S = "0.5"
+"""Seconds between two looks of Ray Train at its workers; every report waits for one. A larger cluster has Ray's 2 s."""
 _QUIET: dict[str, str | None] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
@@ -126,15 +130,19 @@ def ray_session(settings: RaySettings, progress: Progress) -> Iterator[Session]:
 
 @contextmanager
 def _embedded(settings: RaySettings, progress: Progress) -> Iterator[Session]:
+    dashboard_port = _dashboard_port() if settings.dashboard else _NOBODY
     private = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_AUTH_TOKEN_PATH": None,
         "RAY_ADDRESS": None,
+        # Ray's own actors ask the dashboard after each other, and where it is absent they look for it for 40 s.
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard_port}",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": _LOOK_S,
     }
     with environment(_QUIET | private), ended_by_sigterm(), scratch_folder() as folder:
         try:
-            session = _start(settings, folder, progress)
+            session = _start(settings, folder, dashboard_port, progress)
             # Programs that we start, and sessions that they open, find the same cluster.
             os.environ["RAY_ADDRESS"] = session.address
             yield session
@@ -160,14 +168,14 @@ def _connected(address: str, settings: RaySettings, progress: Progress) -> Itera
                 ray.shutdown()
 
 
-def _start(settings: RaySettings, folder: Path, progress: Progress) -> Session:
+def _start(settings: RaySettings, folder: Path, dashboard_port: int, progress: Progress) -> Session:
     cpus = settings.num_cpus or max(_LEAST_CPUS, os.cpu_count() or 1)
     with progress.stage(f"Starting an embedded Ray cluster with {cpus} logical CPUs"):
         for attempt in range(_ATTEMPTS):
             if attempt:
                 progress.say("Ray did not come up within its 30 s on this busy machine: trying again")
             try:
-                return _describe(_start_once(settings, cpus, folder), owned=True, folder=folder)
+                return _describe(_start_once(settings, cpus, folder, dashboard_port), owned=True, folder=folder)
             except Exception as error:
                 # Ray gives a node thirty seconds, without a setting for it, and says so by a bare Exception.
                 if "timed out during startup" not in str(error):
@@ -178,7 +186,7 @@ def _start(settings: RaySettings, folder: Path, progress: Progress) -> Session:
     )
 
 
-def _start_once(settings: RaySettings, cpus: int, folder: Path) -> Any:
+def _start_once(settings: RaySettings, cpus: int, folder: Path, dashboard_port: int) -> Any:
     # Given a loopback address as an argument, Ray replaces it by the machine's own; this makes it keep to loopback.
     with constants(ENABLE_RAY_CLUSTER=False):
         return _init(
@@ -189,8 +197,18 @@ def _start_once(settings: RaySettings, cpus: int, folder: Path) -> Any:
             object_store_memory=settings.object_store_mb * 1024 * 1024,
             include_dashboard=settings.dashboard,
             dashboard_host="127.0.0.1",
+            dashboard_port=dashboard_port,
             _temp_dir=str(folder),
         )
+
+
+def _dashboard_port() -> int:
+    """Ray's usual port, or another where that is in use."""
+    try:
+        require_port("127.0.0.1", _DASHBOARD_PORT)
+    except ValueError:
+        return free_port()
+    return _DASHBOARD_PORT
 
 
 def _end(folder: Path, log_dir: str | None) -> None:

@@ -4,28 +4,23 @@ An optimiser step is a fixed number of micro-batch *slots*, whatever the number 
 next `micro_batch` positions and goes to rank `k mod world`; where the slots do not divide evenly, the last ranks get a
 void instead. Ray Data gives that with one task per span, preserved order, and a streaming split that neither equalises
 nor looks at locality: a row is one rank's *share* of a stretch of positions, many micro-batches long, and ranks take
-turns. So a sample is copied into the object store once, and Ray has little to control. Each consumer proves the
-positions that reach it.
+turns. So a sample is copied into the object store once, and Ray has little to control; `micro_batches` is the other
+end.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-import ray.train
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from cluster import storage
 from cluster.storage import absolute
 from pipelines.corpus.blend import Blend, Places
 from pipelines.corpus.reader import OpenShard, open_shard
@@ -45,23 +40,6 @@ _SHARE_BYTES = 16 * 1024 * 1024
 _REST_S = 0.05
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Samples that one worker computes at once; four lists of equal length.
-
-    Attributes:
-        positions: global positions, consecutive.
-        keys: keys as the shards have them.
-        images: encoded images, None for text-only samples.
-        samples: records with `id`, `messages`, `image` and `origin`.
-    """
-
-    positions: list[int]
-    keys: list[str]
-    images: list[bytes | None]
-    samples: list[dict[str, Any]]
-
-
 @dataclass(frozen=True, kw_only=True)
 class CorpusFeed:
     """Corpora in their order, from one position to another. Small and picklable; opens nothing until it is used.
@@ -75,7 +53,7 @@ class CorpusFeed:
         micro_batch: samples that one worker computes at once.
         slots: micro-batches of one optimiser step, over all workers.
         samples: position after the last sample, over as many epochs as needed; one epoch when None.
-        start: position of the first sample, the beginning of a step; a resumed run puts its committed position here.
+        start: position of the first sample, the beginning of a step; a resumed run puts its checkpoint's position here.
         window_shards: shards that are shuffled together; a task holds as many in memory.
         windows_ahead: spans that are read at the same time.
         read_cpus: logical CPUs that reading one span asks for.
@@ -157,6 +135,13 @@ class CorpusFeed:
         shares.context.custom_execution_callback_classes.append(Unhurried)
         return shares
 
+    def splits(self, world: int) -> list[ray.data.DataIterator]:
+        """The dataset for as many workers, one iterator each; what they deliver goes through `iter_micro_batches`.
+
+        The iterators live as long as the process that made them.
+        """
+        return self.dataset(world).streaming_split(world, equal=False, locality_hints=None)
+
 
 class Unhurried(ExecutionCallback):
     """Lets Ray Data's control loop rest between two looks.
@@ -212,100 +197,3 @@ def _share(positions: np.ndarray, start: int, places: Places, shards: dict[tuple
         [[sample.record for sample in stored]],
     ]
     return pa.table(columns, schema=SCHEMA)
-
-
-class ExactSplit(ray.train.DataConfig):
-    """Hands slot k of every step to rank `k mod world`; pass it as `dataset_config` to the trainer.
-
-    Args:
-        feeds: by the name under which workers ask for them; the trainer's `datasets` need these names only.
-        committed: URI of the file that says how far a run has come (see `commit`); each start of the worker group
-            reads on from there.
-    """
-
-    def __init__(self, feeds: Mapping[str, CorpusFeed], committed: str | None = None) -> None:
-        super().__init__()
-        self.feeds, self.committed = dict(feeds), committed
-
-    def configure(
-        self,
-        datasets: dict[str, ray.data.Dataset],  # noqa: ARG002 - made here, where the number of workers is known
-        world_size: int,
-        worker_handles: list[Any] | None,  # noqa: ARG002 - the interface is Ray's
-        worker_node_ids: list[str] | None,  # noqa: ARG002
-        **kwargs: Any,  # noqa: ARG002
-    ) -> list[dict[str, ray.data.DataIterator]]:
-        """One iterator per feed for every worker."""
-        output: list[dict[str, ray.data.DataIterator]] = [{} for _ in range(world_size)]
-        for name, feed in self.feeds.items():
-            ordered = resumed(feed, name, self.committed).dataset(world_size)
-            ordered.context.execution_options = deepcopy(ordered.context.execution_options)
-            splits = ordered.streaming_split(world_size, equal=False, locality_hints=None)
-            for rank, split in enumerate(splits):
-                output[rank][name] = split
-        return output
-
-
-def commit(uri: str, name: str, position: int) -> None:
-    """Record that everything before a position of a feed is part of a checkpoint; by one process, after the save."""
-    storage.write_atomic(uri, json.dumps({"feed": name, "position": position}).encode())
-
-
-def resumed(feed: CorpusFeed, name: str, uri: str | None) -> CorpusFeed:
-    """A feed from its committed position on; from its own start where nothing is committed."""
-    if uri is None or not storage.exists(uri):
-        return feed
-    said = json.loads(storage.read_bytes(uri))
-    return feed.at(said["position"]) if said["feed"] == name else feed
-
-
-def named_only(names: Iterable[str]) -> dict[str, ray.data.Dataset]:
-    """What a trainer takes as `datasets` beside an `ExactSplit`: the names, over nothing worth reading."""
-    return {name: ray.data.range(1) for name in names}
-
-
-def iter_micro_batches(
-    shard: ray.data.DataIterator, feed: CorpusFeed, *, rank: int | None = None, world: int | None = None
-) -> Iterator[MicroBatch | None]:
-    """What one worker computes: `feed.rounds(world)` micro-batches or voids (None) for each of `feed.steps()` steps.
-
-    Each is proved to be the right one.
-
-    Args:
-        shard: what `ray.train.get_dataset_shard` returned.
-        feed: the feed that the dataset was made from.
-        rank: this worker's rank; Ray Train's when None.
-        world: number of workers; Ray Train's when None.
-    """
-    context = ray.train.get_context() if rank is None or world is None else None
-    rank = context.get_world_rank() if rank is None and context else rank
-    world = context.get_world_size() if world is None and context else world
-    assert rank is not None
-    assert world is not None
-    steps, size = feed.steps(), feed.micro_batch
-    shares = iter(shard.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
-    first = next(shares, None)  # Ray waits for every rank to begin, also for one without a slot in any step
-    samples = _samples(chain([] if first is None else [first], shares))
-    for step in range(steps):
-        for slot in range(rank, feed.rounds(world) * world, world):
-            if slot >= feed.slots:
-                yield None
-                continue
-            taken = list(islice(samples, size))
-            assert taken, f"the feed ended after {step} of {steps} steps"
-            low = feed.start + step * feed.step + slot * size
-            yield _proved(taken, list(range(low, low + size)))
-
-
-def _samples(shares: Iterable[pa.Table]) -> Iterator[tuple[int, str, bytes | None, bytes]]:
-    """What shares hold, sample by sample; bytes are copied out of the object store as they are asked for."""
-    for share in shares:
-        positions, keys, images, records = (share[name].combine_chunks().flatten() for name in SCHEMA.names)
-        for place, (position, key) in enumerate(zip(positions.to_pylist(), keys.to_pylist(), strict=True)):
-            yield position, key, images[place].as_py(), records[place].as_py()
-
-
-def _proved(samples: list[tuple[int, str, bytes | None, bytes]], expected: list[int]) -> MicroBatch:
-    positions, keys, images, records = (list(column) for column in zip(*samples, strict=True))
-    assert positions == expected, f"positions {positions[:3]}... arrived where {expected[:3]}... were due"
-    return MicroBatch(positions=positions, keys=keys, images=images, samples=[json.loads(record) for record in records])

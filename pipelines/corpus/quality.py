@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
+from scipy import stats
 
 from pipelines.corpus.order import Order, Window
 
@@ -48,7 +50,7 @@ def shuffle_quality(order: Order, epochs: int = 2) -> ShuffleQuality:
     within = [_within(order, window) for epoch in range(epochs) for window in order.windows(epoch)]
     shards = [_shards(order, epoch) for epoch in range(epochs)]
     places = [_places(order, epoch) for epoch in range(epochs)]
-    across = [rank_correlation(one, other) for one, other in zip(places, places[1:], strict=False)]
+    across = [rank_correlation(one, other) for one, other in pairwise(places)]
     sizes = [window.count for epoch in range(epochs) for window in order.windows(epoch)]
     sizes += [len(order.sizes)] * (len(shards) + len(across))  # the samples of a shard move together
     everything = [*within, *shards, *across]
@@ -65,8 +67,7 @@ def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
     """Spearman's rank correlation of two orders without ties; 0 for fewer than two things."""
     if len(one) < 2:  # noqa: PLR2004
         return 0.0
-    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(stats.spearmanr(one, other).statistic)
 
 
 def _mean_size(values: list[float]) -> float:

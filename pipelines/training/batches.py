@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.corpus.feed import MicroBatch
+from pipelines.corpus.micro_batches import MicroBatch
 from pipelines.training.pictures import Preparer
 from qmop.answering import prompt
 from qmop.placeholders import IGNORED

@@ -14,13 +14,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipelines.corpus.feed import CorpusFeed, commit, iter_micro_batches, resumed
+from pipelines.corpus.feed import CorpusFeed
 from pipelines.corpus.ledger import Ledger, open_ledger
+from pipelines.corpus.micro_batches import iter_micro_batches, own_split
 from pipelines.training.batches import Batch, Collator, ahead
 from pipelines.training.engine import quiet_start, start_engine
 from pipelines.training.exports import is_complete, local_copy, publish
 from pipelines.training.objective import Objective, freeze, router_of
-from pipelines.training.recipe import StageName, TrainRecipe, committed_uri, compressor_options, ledger_folder
+from pipelines.training.recipe import StageName, TrainRecipe, compressor_options, ledger_folder
 from pipelines.training.schedules import rate_factor, router_state
 from qmop.compressors.elastic import draw_budget
 from qmop.loading import derive
@@ -105,16 +106,7 @@ class StageRun:
         if saved is not None:
             with saved.as_directory() as folder:
                 self.engine.load_checkpoint(folder, tag="state")
-        batches = ahead(self._batches())
-        feed = resumed(self.plan.feed, self.plan.name, committed_uri(self.recipe))
-        behind = start - feed.start // feed.step
-        if behind < 0:
-            raise ValueError(
-                f"{committed_uri(self.recipe)} says that step {start - behind} of {self.plan.name} is saved, but the "
-                f"saved state is of step {start}: delete the output folder's ray/ and committed.json to begin anew"
-            )
-        for _ in range(behind * feed.rounds(self.world)):
-            next(batches)  # what was saved after the data's last committed position
+        batches = ahead(self._batches(self.plan.feed.at(start * self.plan.feed.step)))
         self.ledger = self._open_ledger(start)
         for step in range(start, self.stage.steps):
             self._step(step, batches)
@@ -124,13 +116,17 @@ class StageRun:
             if self.recipe.save_every and not last and (step + 1) % self.recipe.save_every == 0:
                 self._save(step + 1)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self, feed: CorpusFeed) -> Iterator[Batch]:
         recipe = self.recipe
         collate = Collator(self.processor, seed=recipe.seed, max_length=recipe.max_length, budget=self._budget())
-        shard = ray.train.get_dataset_shard(self.plan.name)
-        for micro in iter_micro_batches(shard, resumed(self.plan.feed, self.plan.name, committed_uri(recipe))):
-            assert micro is not None, "a recipe's slots divide evenly into its workers"
-            yield collate(micro)
+        split = own_split(feed)  # here and now: a collective call has no place in the thread that takes batches
+
+        def collated() -> Iterator[Batch]:
+            for micro in iter_micro_batches(split, feed, rank=self.rank, world=self.world):
+                assert micro is not None, "a recipe's slots divide evenly into its workers"
+                yield collate(micro)
+
+        return collated()
 
     def _budget(self) -> Callable[[int], int] | None:
         """For methods that draw a budget per step: from the first position of a micro-batch to its step's budget."""
@@ -247,5 +243,3 @@ class StageRun:
             checkpoint = ray.train.Checkpoint.from_directory(folder)
             checkpoint.set_metadata({"stage": self.plan.name, "step": step})
             ray.train.report({"step": step}, checkpoint=checkpoint)
-        if self.rank == 0:
-            commit(committed_uri(self.recipe), self.plan.name, step * self.plan.feed.step)

@@ -167,11 +167,6 @@ SHAPING = tuple(field.name for field in fields(TrainRecipe) if field.name not in
 """Fields that shape the result of a run."""
 
 
-def committed_uri(recipe: TrainRecipe) -> str:
-    """The file that says how far the run's data has come."""
-    return join(recipe.output, "committed.json")
-
-
 def ledger_folder(recipe: TrainRecipe, stage: StageName) -> str:
     """Where a stage keeps the account of its samples."""
     return join(recipe.output, "ledger", stage)

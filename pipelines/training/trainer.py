@@ -17,11 +17,11 @@ from cluster.progress import Progress
 from cluster.session import ray_session
 from cluster.storage import absolute, arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
 from pipelines.board import Board, listening
-from pipelines.corpus.feed import READING_CPUS, CorpusFeed, ExactSplit, named_only
+from pipelines.corpus.feed import READING_CPUS, CorpusFeed
 from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.training.exports import FOLDER, WEIGHTS, export_name, is_complete
 from pipelines.training.loop import LoopSettings, StagePlan, train_loop
-from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, committed_uri, compressor_options
+from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, compressor_options
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import base_path
@@ -153,8 +153,6 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
         ),
-        datasets=named_only(plan.name for plan in plans),
-        dataset_config=ExactSplit({plan.name: plan.feed for plan in plans}, committed_uri(recipe)),
     )
     notes: list[dict[str, Any]] = []
     try:

@@ -82,9 +82,8 @@ def breakdown(ours: list[dict[str, Any]], bare: float) -> str:
     roles = sorted({role for one in ours for role in one["by_role"]})
     spent = {role: statistics.median(one["by_role"].get(role, 0.0) for one in ours) for role in roles}
     lines = ["| ours, by process | CPU ms per picture | of the bare loop |", "|---|---|---|"]
-    for role in sorted(roles, key=lambda role: -spent[role]):
-        lines.append(f"| {role} | {spent[role]:.3f} | {spent[role] / bare:.2f} |")
-    return "\n".join(lines)
+    ordered = sorted(roles, key=lambda role: -spent[role])
+    return "\n".join([*lines, *(f"| {role} | {spent[role]:.3f} | {spent[role] / bare:.2f} |" for role in ordered)])
 
 
 def first_batch(folder: str) -> str:

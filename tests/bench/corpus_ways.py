@@ -27,8 +27,9 @@ from transformers import CLIPImageProcessorPil
 
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
-from pipelines.corpus.feed import CorpusFeed, ExactSplit, iter_micro_batches
+from pipelines.corpus.feed import CorpusFeed
 from pipelines.corpus.manifest import Manifest, load_manifest
+from pipelines.corpus.micro_batches import iter_micro_batches
 from pipelines.corpus.reader import read_shard
 from pipelines.training.batches import ahead
 from pipelines.training.pictures import Preparer
@@ -147,22 +148,18 @@ def trainer() -> Iterator[Any]:
         yield ray.remote(num_cpus=1)(Trainer).remote()
 
 
-def _shard(feed: CorpusFeed) -> Any:
-    return ExactSplit({"train": feed}).configure({}, 1, None, None)[0]["train"]
-
-
 def ours(manifest: Manifest) -> dict[str, Any]:
     """Ray Data into a training worker."""
     feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=BATCH, samples=PASSES * manifest.written)
     with trainer() as worker:
-        return ray.get(worker.measure.remote(_shard(feed), feed, os.getpid()))
+        return ray.get(worker.measure.remote(feed.splits(1)[0], feed, os.getpid()))
 
 
 def once(manifest: Manifest) -> dict[str, Any]:
     """One epoch, and the bytes that Ray wrote to disk because its object store was full."""
     feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=BATCH)
     with trainer() as worker:
-        taken = ray.get(worker.once.remote(_shard(feed), feed))
+        taken = ray.get(worker.once.remote(feed.splits(1)[0], feed))
         spilled = re.search(r"Spilled (\d+) MiB", memory_summary(stats_only=True))
     assert taken == feed.stop()
     return {"spilled": int(spilled[1]) * 2**20 if spilled else 0}
@@ -175,7 +172,7 @@ def starts(manifest: Manifest) -> dict[str, Any]:
     with trainer() as worker:
         for position in (0, *RESUMED_AT):
             began = time.time()
-            taken.append(ray.get(worker.first.remote(_shard(feed.at(position)), feed.at(position))) - began)
+            taken.append(ray.get(worker.first.remote(feed.at(position).splits(1)[0], feed.at(position))) - began)
     fresh = [seconds for position, seconds in zip(RESUMED_AT, taken[1:], strict=True) if not position]
     return {"fresh": fresh, "resumed": [s for p, s in zip(RESUMED_AT, taken[1:], strict=True) if p]}
 

@@ -221,3 +221,27 @@ def _run(env: dict[str, str], address: str = "") -> tuple[dict[str, Any], dict[s
 
 def _alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.pipeline
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("dashboard", [False, True])
+def test_workers_learn_at_once_where_the_dashboard_is_or_that_there_is_none(dashboard: bool) -> None:
+    class Looker:
+        def look(self) -> tuple[str, float]:
+            from ray.util.state import get_actor  # noqa: PLC0415 - runs in a worker
+            from ray.util.state.exception import ServerUnavailable  # noqa: PLC0415
+
+            began = time.monotonic()
+            try:
+                found = get_actor(ray.get_runtime_context().get_actor_id(), timeout=10)
+            except ServerUnavailable:
+                return "nobody there", time.monotonic() - began
+            return found.state, time.monotonic() - began
+
+    settings = RaySettings(num_cpus=1, object_store_mb=100, dashboard=dashboard)
+    with ray_session(settings, Progress(stream=io.StringIO())):
+        looker = ray.remote(Looker).remote()
+        state, seconds = ray.get(looker.look.remote())
+    assert state == ("ALIVE" if dashboard else "nobody there")
+    assert seconds < 20  # Ray's own search takes 40

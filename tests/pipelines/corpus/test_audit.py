@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from pipelines.corpus.audit import audit
-from pipelines.corpus.feed import CorpusFeed, MicroBatch
+from pipelines.corpus.feed import CorpusFeed
 from pipelines.corpus.ledger import FEED, Ledger, open_ledger
 from pipelines.corpus.manifest import Manifest
+from pipelines.corpus.micro_batches import MicroBatch
 from pipelines.corpus.reader import read_shard
 
 

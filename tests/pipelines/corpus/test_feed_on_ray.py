@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
-from pipelines.corpus.feed import CorpusFeed, ExactSplit, named_only
+from pipelines.corpus.feed import CorpusFeed
 from pipelines.corpus.manifest import Manifest
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
@@ -45,7 +45,7 @@ def delivered(feed: CorpusFeed, world: int) -> list[list[tuple[list[int], list[s
         import random  # noqa: PLC0415 - runs in a worker
         import time  # noqa: PLC0415
 
-        from pipelines.corpus.feed import iter_micro_batches  # noqa: PLC0415
+        from pipelines.corpus.micro_batches import iter_micro_batches  # noqa: PLC0415
 
         draws, seen = random.Random(rank), []
         for batch in iter_micro_batches(shard, feed, rank=rank, world=world):
@@ -54,9 +54,8 @@ def delivered(feed: CorpusFeed, world: int) -> list[list[tuple[list[int], list[s
                 seen.append((batch.positions, batch.keys))
         return seen
 
-    shards = ExactSplit({"train": feed}).configure({}, world, None, None)
     worker = ray.remote(num_cpus=0.1)(consume)
-    return ray.get([worker.remote(shard["train"], rank) for rank, shard in enumerate(shards)])
+    return ray.get([worker.remote(split, rank) for rank, split in enumerate(feed.splits(world))])
 
 
 def expected_keys(feed: CorpusFeed, start: int, stop: int) -> list[str]:
@@ -167,18 +166,16 @@ def test_ray_train_hands_each_worker_its_positions(corpus: Manifest, tmp_path: P
 
         import ray.train  # noqa: PLC0415
 
-        from pipelines.corpus.feed import iter_micro_batches  # noqa: PLC0415
+        from pipelines.corpus.micro_batches import iter_micro_batches, own_split  # noqa: PLC0415
 
-        batches = iter_micro_batches(ray.train.get_dataset_shard("train"), config["feed"])
-        seen = [batch.positions for batch in batches]
-        name = f"{ray.train.get_context().get_world_rank()}.json"
+        rank, feed = ray.train.get_context().get_world_rank(), config["feed"]
+        seen = [batch.positions for batch in iter_micro_batches(own_split(feed), feed, rank=rank, world=2)]
+        name = f"{rank}.json"
         (config["folder"] / name).write_text(json.dumps(seen))
 
     TorchTrainer(
         loop,
         train_loop_config={"feed": feed, "folder": tmp_path},
-        datasets=named_only(["train"]),
-        dataset_config=ExactSplit({"train": feed}),
         torch_config=TorchConfig(backend="gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=2),
         run_config=ray.train.RunConfig(name="feed", storage_path=str(tmp_path / "train")),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.corpus.feed import MicroBatch
+from pipelines.corpus.micro_batches import MicroBatch
 from pipelines.training.batches import Collator, ahead
 from qmop.placeholders import IGNORED
 from qmop.queries import draw_turn

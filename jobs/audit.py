@@ -32,4 +32,10 @@ def run(recipe: AuditRecipe, progress: Progress) -> int:
         f"in its place; {found.proved_shards} whole shards proved; {found.attempts} attempts on {workers} workers, "
         f"{found.repeated} steps taken again"
     )
+    for corpus, shuffle in enumerate(found.shuffles):
+        progress.say(
+            f"shuffle of corpus {corpus + 1}: mean rank correlation {shuffle.within:.3f} inside its "
+            f"{shuffle.windows} windows, {shuffle.shards:.3f} of its shards, {shuffle.across:.3f} from one epoch to "
+            f"the next; the largest is {shuffle.worst:.1f} standard deviations of a perfect shuffle"
+        )
     return 0

@@ -14,6 +14,7 @@ from pipelines.corpus.blend import Blend
 from pipelines.corpus.feed import CorpusFeed
 from pipelines.corpus.ledger import FEED, Entry, stretches
 from pipelines.corpus.manifest import keys_digest
+from pipelines.corpus.quality import ShuffleQuality, shuffle_quality
 
 _SHOWN = 3
 
@@ -30,6 +31,7 @@ class Audit:
         attempts: starts of the worker group.
         repeated: steps that a later attempt took again; they count once.
         worlds: numbers of workers that took part.
+        shuffles: how well the order shuffles each corpus.
     """
 
     steps: int
@@ -39,6 +41,7 @@ class Audit:
     attempts: int
     repeated: int
     worlds: tuple[int, ...]
+    shuffles: tuple[ShuffleQuality, ...]
 
 
 def audit(folder: str) -> Audit:
@@ -61,6 +64,7 @@ def audit(folder: str) -> Audit:
         attempts=attempts,
         repeated=repeated,
         worlds=worlds,
+        shuffles=tuple(shuffle_quality(order) for order in blend.orders),
     )
 
 

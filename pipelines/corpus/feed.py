@@ -37,7 +37,7 @@ SCHEMA = pa.schema(
 READING_CPUS = 1.0
 """Logical CPUs that must stay free beside the trainer's own; without any, Ray Data would wait for ever in silence."""
 _SHARE_BYTES = 16 * 1024 * 1024
-_REST_S = 0.05
+_REST_S = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +131,12 @@ class CorpusFeed:
         )
         shares.context.target_max_block_size = 1  # every row a block of its own, as it is never cut
         shares.context.execution_options.preserve_order = True
+        shares.context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(
+            object_store_memory=2 * _SHARE_BYTES * (2 * world + self.windows_ahead)
+        )
         shares.context.enable_progress_bars = False
         shares.context.custom_execution_callback_classes.append(Unhurried)
+        shares.set_name("qmop_feed")  # as the dashboard shows it
         return shares
 
     def splits(self, world: int) -> list[ray.data.DataIterator]:

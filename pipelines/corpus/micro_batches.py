@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -15,6 +16,7 @@ import ray.train
 from ray.train.collective import broadcast_from_rank_zero
 
 from pipelines.corpus.feed import SCHEMA, CorpusFeed
+from pipelines.corpus.meters import Meters
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def iter_micro_batches(
         rank: this worker's rank.
         world: number of workers.
     """
-    steps, size = feed.steps(), feed.micro_batch
+    steps, size, meters = feed.steps(), feed.micro_batch, Meters()
     shares = iter(split.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2))
     first = next(shares, None)  # Ray waits for every rank to begin, also for one without a slot in any step
     samples = _samples(chain([] if first is None else [first], shares))
@@ -68,10 +70,14 @@ def iter_micro_batches(
             if slot >= feed.slots:
                 yield None
                 continue
+            began = time.monotonic()
             taken = list(islice(samples, size))
+            waited = time.monotonic() - began
             assert taken, f"the feed ended after {step} of {steps} steps"
             low = feed.start + step * feed.step + slot * size
-            yield _proved(taken, list(range(low, low + size)))
+            batch = _proved(taken, list(range(low, low + size)))
+            meters.count(batch, waited)
+            yield batch
 
 
 def _samples(shares: Iterable[pa.Table]) -> Iterator[tuple[int, str, bytes | None, bytes]]:

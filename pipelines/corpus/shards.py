@@ -7,7 +7,6 @@ import io
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from pipelines.corpus.samples import Sample
 
@@ -98,10 +97,9 @@ def _members(data: bytes, name: str) -> Iterator[tarfile.TarInfo]:
 def _safe(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
     if not member.isreg() or member.issparse():
         raise ShardError(f"shard {name}: {member.name!r} is a link, folder or device, only plain files are read")
-    path = PurePosixPath(member.name)
-    if path.is_absolute() or len(path.parts) != 1 or path.name in {"", ".", ".."} or "\\" in member.name:
+    if "/" in member.name or "\\" in member.name:
         raise ShardError(f"shard {name}: {member.name!r} is no plain file name, refuse this shard")
-    key, _, extension = path.name.partition(".")
+    key, _, extension = member.name.partition(".")
     if not key or extension not in (*IMAGES, RECORD):
         raise ShardError(f"shard {name}: {member.name!r} is not one of <key>.{{{','.join((*IMAGES, RECORD))}}}")
     return key, extension

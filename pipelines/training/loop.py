@@ -20,6 +20,7 @@ from pipelines.corpus.micro_batches import iter_micro_batches, own_split
 from pipelines.training.batches import Batch, Collator, ahead
 from pipelines.training.engine import quiet_start, start_engine
 from pipelines.training.exports import is_complete, local_copy, publish
+from pipelines.training.memory import settle
 from pipelines.training.objective import Objective, freeze, router_of
 from pipelines.training.recipe import StageName, TrainRecipe, compressor_options, ledger_folder
 from pipelines.training.schedules import rate_factor, router_state
@@ -108,6 +109,7 @@ class StageRun:
                 self.engine.load_checkpoint(folder, tag="state")
         batches = ahead(self._batches(self.plan.feed.at(start * self.plan.feed.step)))
         self.ledger = self._open_ledger(start)
+        settle()
         for step in range(start, self.stage.steps):
             self._step(step, batches)
             last = step + 1 == self.stage.steps

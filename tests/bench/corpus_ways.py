@@ -1,8 +1,7 @@
 """One way to bring pictures to a trainer, in a process of its own: `python -m tests.bench.corpus_ways WAY FOLDER`.
 
 Prints one line of JSON. Cost is the user and system time of every process of the way, ended ones included, between two
-marks in one stream of pictures: when the first has passed everything has started, and as much has been read ahead as
-when the second passes.
+marks in one stream of pictures: at the first everything has started, and at both as much has been read ahead.
 """
 
 from __future__ import annotations
@@ -32,10 +31,13 @@ from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.corpus.micro_batches import iter_micro_batches
 from pipelines.corpus.reader import read_shard
 from pipelines.training.batches import ahead
+from pipelines.training.memory import settle
 from pipelines.training.pictures import Preparer
 
 SIDE, BATCH, THREADS, CORES = 336, 32, 2, 2
-PASSES, WARM, MEASURED = 3, 512, 4096
+PASSES, WARM, TURN, TURNS = 4, 512, 1024, 6
+WORKER, READING = "training worker", ("reading tasks", "loader processes")
+_SETTLE_S = 0.3
 RESUMED_AT = (0, 640, 0, 1344, 0, 800, 0, 1760)
 Costs = dict[str, float]
 
@@ -48,6 +50,7 @@ def preparer(threads: int) -> Preparer:
 def costs(root: int) -> Costs:
     """CPU seconds so far of a process and all below it, by role."""
     found: Costs = defaultdict(float)
+    began = time.thread_time()
     top = psutil.Process(root)
     for process in [top, *top.children(recursive=True)]:
         try:
@@ -55,13 +58,23 @@ def costs(root: int) -> Costs:
         except psutil.NoSuchProcess:
             continue
         found[role] += spent.user + spent.system + spent.children_user + spent.children_system
+    found[WORKER] -= _looked(time.thread_time() - began)
     return found
+
+
+_looking = [0.0]
+
+
+def _looked(seconds: float) -> float:
+    """All time that this process has spent in `costs`."""
+    _looking[0] += seconds
+    return _looking[0]
 
 
 def _role(process: psutil.Process, root: int) -> str:
     title = " ".join(process.cmdline())
     if process.pid == os.getpid():
-        return "training worker"
+        return WORKER
     if title.startswith(("ray::IDLE", "ray::Map", "ray::Read")):
         return "reading tasks"
     if "SplitCoordinator" in title:
@@ -69,33 +82,42 @@ def _role(process: psutil.Process, root: int) -> str:
     return "driver" if process.pid == root else "daemons" if "ray" in title else "loader processes"
 
 
-def measured(batches: Iterator[torch.Tensor], root: int) -> dict[str, Any]:
-    """Milliseconds per picture between the marks: of CPU, by role, and on the wall."""
-    images, first, before, started = 0, 0, {}, 0.0
-    for pixels in batches:
-        images += len(pixels)
-        if not first and images >= WARM:
-            first, before, started = images, costs(root), time.monotonic()
-        if first and images - first >= MEASURED:
-            after, taken, seconds = costs(root), images - first, time.monotonic() - started
-            break
-    for _ in batches:
-        pass
-    spent = {role: (after[role] - before.get(role, 0.0)) / taken * 1e3 for role in after}
-    return {"ms": sum(spent.values()), "by_role": spent, "wall_ms": seconds / taken * 1e3}
+def measured(batches: Iterator[torch.Tensor], root: int, manifest: Manifest) -> dict[str, Any]:
+    """CPU milliseconds per picture of a way, by role, and of a bare loop that takes turns with it every few seconds.
+
+    What other processes read ahead while this one is in the bare loop counts for the way; looking at the clocks counts
+    for nothing.
+    """
+    images = [stored.image for n in range(4) for stored in read_shard(manifest.uri(n), manifest.shards[n])]
+    decode, loop, me = preparer(THREADS), [image for image in images if image is not None], psutil.Process()
+    spent: Costs = defaultdict(float)
+    bare, wall, taken = 0.0, 0.0, 0
+    _take(batches, WARM)
+    after = costs(root)
+    for _ in range(TURNS):
+        before, began = costs(root), time.monotonic()
+        for role in READING:
+            spent[role] += before[role] - after[role]
+        taken += _take(batches, TURN)
+        wall += time.monotonic() - began
+        time.sleep(_SETTLE_S)  # what this process has begun to prepare ahead must end before the loop
+        after = costs(root)
+        for role in after:
+            spent[role] += after[role] - before[role]
+        began_cpu = sum(me.cpu_times()[:2])
+        for start in range(0, len(loop), BATCH):
+            decode(loop[start : start + BATCH])
+        bare += sum(me.cpu_times()[:2]) - began_cpu
+    by_role = {role: seconds / taken * 1e3 for role, seconds in spent.items()}
+    own = {"ms": sum(by_role.values()), "by_role": by_role, "wall_ms": wall / taken * 1e3}
+    return own | {"bare_ms": bare / (TURNS * len(loop)) * 1e3}
 
 
-def bare(manifest: Manifest) -> dict[str, Any]:
-    """A loop over bytes in memory."""
-    prepare, shards = preparer(0), enumerate(manifest.shards)
-    data = [stored.image for number, shard in shards for stored in read_shard(manifest.uri(number), shard)]
-
-    def batches() -> Iterator[torch.Tensor]:
-        for _ in range(PASSES):
-            for start in range(0, len(data), BATCH):
-                yield prepare([image for image in data[start : start + BATCH] if image is not None])
-
-    return measured(batches(), os.getpid())
+def _take(batches: Iterator[torch.Tensor], pictures: int) -> int:
+    taken = 0
+    while taken < pictures:
+        taken += len(next(batches))
+    return taken
 
 
 def loader(manifest: Manifest) -> dict[str, Any]:
@@ -111,7 +133,7 @@ def loader(manifest: Manifest) -> dict[str, Any]:
 
     samples = webdataset.WebDataset(urls, shardshuffle=len(urls), seed=1).shuffle(512).map(prepared).repeat(PASSES)
     loaded = webdataset.WebLoader(samples.batched(BATCH, together), batch_size=None, num_workers=CORES)
-    return measured((pixels for pixels, _, _ in loaded), os.getpid())
+    return measured((pixels for pixels, _, _ in loaded), os.getpid(), manifest)
 
 
 class Trainer:
@@ -120,23 +142,24 @@ class Trainer:
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
         self.prepare = preparer(THREADS)
+        settle()
 
-    def measure(self, shard: Any, feed: CorpusFeed, root: int) -> dict[str, Any]:
-        """Take everything."""
-        return measured(ahead(self._prepared(shard, feed)), root)
+    def measure(self, split: Any, feed: CorpusFeed, root: int, manifest: Manifest) -> dict[str, Any]:
+        """Take turns with the bare loop."""
+        return measured(ahead(self._prepared(split, feed)), root, manifest)
 
-    def once(self, shard: Any, feed: CorpusFeed) -> int:
+    def once(self, split: Any, feed: CorpusFeed) -> int:
         """Take everything; the number of pictures."""
-        return sum(len(pixels) for pixels in ahead(self._prepared(shard, feed)))
+        return sum(len(pixels) for pixels in ahead(self._prepared(split, feed)))
 
-    def first(self, shard: Any, feed: CorpusFeed) -> float:
+    def first(self, split: Any, feed: CorpusFeed) -> float:
         """The time at which the first micro-batch is there."""
-        batches = self._prepared(shard, feed)
+        batches = self._prepared(split, feed)
         assert len(next(batches)) == BATCH
         return time.time()
 
-    def _prepared(self, shard: Any, feed: CorpusFeed) -> Iterator[torch.Tensor]:
-        for micro in iter_micro_batches(shard, feed, rank=0, world=1):
+    def _prepared(self, split: Any, feed: CorpusFeed) -> Iterator[torch.Tensor]:
+        for micro in iter_micro_batches(split, feed, rank=0, world=1):
             assert micro is not None
             yield self.prepare([image for image in micro.images if image is not None])
 
@@ -152,7 +175,7 @@ def ours(manifest: Manifest) -> dict[str, Any]:
     """Ray Data into a training worker."""
     feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=BATCH, samples=PASSES * manifest.written)
     with trainer() as worker:
-        return ray.get(worker.measure.remote(feed.splits(1)[0], feed, os.getpid()))
+        return ray.get(worker.measure.remote(feed.splits(1)[0], feed, os.getpid(), manifest))
 
 
 def once(manifest: Manifest) -> dict[str, Any]:
@@ -177,7 +200,7 @@ def starts(manifest: Manifest) -> dict[str, Any]:
     return {"fresh": fresh, "resumed": [s for p, s in zip(RESUMED_AT, taken[1:], strict=True) if p]}
 
 
-WAYS = {"bare": bare, "loader": loader, "ours": ours, "once": once, "starts": starts}
+WAYS = {"loader": loader, "ours": ours, "once": once, "starts": starts}
 
 if __name__ == "__main__":
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])

@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup  ## corpus, training, evaluation, report, service, answers
 	$(BIN)/qmop quickstart $(ARGS)
 
-test: setup  ## every test but the soak
-	$(BIN)/python -m pytest -m "not soak" $(ARGS)
+test: setup  ## every test but the soak, two files at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
 
 unit: setup  ## the tests that start neither Ray nor a server
 	$(BIN)/python -m pytest -m "not soak and not pipeline and not slow" $(ARGS)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import pyarrow.fs as pafs
 import s3fs
 from botocore.exceptions import BotoCoreError, NoCredentialsError  # type: ignore[import-untyped]
@@ -95,7 +96,7 @@ def explained(uri: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: if the object, prefix or bucket does not exist.
-        StorageError: if credentials are missing or refused, or the endpoint went away.
+        StorageError: if credentials are missing or refused, or the endpoint went away, perhaps in mid-sentence.
     """
     try:
         yield
@@ -111,6 +112,8 @@ def explained(uri: str) -> Iterator[None]:
         where = endpoint() or "Amazon S3"
         _forget(where)
         raise StorageError(f"{uri} cannot be reached at {where}: {error}.".replace("..", ".")) from error
+    except aiohttp.ClientError as error:  # s3fs tries again before a body has begun, not when it breaks off
+        raise StorageError(f"{uri} broke off on its way from {endpoint() or 'Amazon S3'}: {error}.") from error
 
 
 def _probe(url: str | None) -> None:

@@ -43,6 +43,11 @@ class Batch:
     keys: tuple[str, ...]
 
     @property
+    def tokens(self) -> int:
+        """Number of tokens that the language model sees, without padding; 0 for a void."""
+        return int(self.inputs["attention_mask"].sum()) if self.positions else 0
+
+    @property
     def targets(self) -> int:
         """Number of target tokens; the first token of a row never is one."""
         return int((self.labels[:, 1:] != IGNORED).sum())
@@ -94,6 +99,16 @@ class Collator:
         return Batch(
             inputs=inputs, labels=labels, dummy=not encoded, positions=tuple(micro.positions), keys=tuple(micro.keys)
         )
+
+    def void(self) -> Batch:
+        """A micro-batch that counts for nothing, for a slot without samples: the same modules run for it."""
+        ids = torch.full((1, 2), self.processor.tokenizer.eos_token_id)
+        inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if self.budget is not None:
+            inputs["visual_tokens"] = self.processor.visual_tokens
+        inputs |= {"pixel_values": self.pictures([_blank()]), "image_rows": torch.tensor([0])}
+        inputs |= self.processor.query_inputs([""])
+        return Batch(inputs=inputs, labels=torch.full_like(ids, IGNORED), dummy=True, positions=(), keys=())
 
     def _ids(self, question: str, told: str, visual_tokens: int) -> tuple[list[int], int]:
         """Ids of a row, with as many placeholders, and how many of them are the prompt."""

@@ -8,6 +8,7 @@ import warnings
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pipelines.training.recipe import StageRecipe, TrainRecipe
@@ -28,15 +29,16 @@ def quiet_start() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 
-def deepspeed_config(recipe: TrainRecipe) -> dict[str, Any]:
-    """DeepSpeed's configuration for a recipe."""
-    zero: dict[str, Any] = {"stage": recipe.zero}
+def deepspeed_config(recipe: TrainRecipe, world: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe on so many processes; every one takes equally many slots, some void."""
+    rounds = -(-recipe.slots // world)
+    zero: dict[str, Any] = {**recipe.zero_options, "stage": recipe.zero}
     if recipe.zero == 3:  # noqa: PLR2004 - a ZeRO stage
         zero["stage3_gather_16bit_weights_on_model_save"] = True
     return {
-        "train_batch_size": recipe.global_batch,
+        "train_batch_size": recipe.micro_batch * rounds * world,
         "train_micro_batch_size_per_gpu": recipe.micro_batch,
-        "gradient_accumulation_steps": recipe.accumulation,
+        "gradient_accumulation_steps": rounds,
         "gradient_clipping": recipe.clip,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
@@ -58,5 +60,6 @@ def start_engine(
         betas=(0.9, 0.98),
         weight_decay=recipe.weight_decay,
     )
-    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=deepspeed_config(recipe))
+    config = deepspeed_config(recipe, dist.get_world_size())
+    engine, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
     return engine

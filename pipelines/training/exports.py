@@ -61,6 +61,11 @@ class CheckpointCard:
     versions: dict[str, str]
 
 
+def library_versions() -> dict[str, str]:
+    """Of this project and the libraries that shape what it trains."""
+    return {"qmop": __version__, **{name: version(name) for name in _LIBRARIES}}
+
+
 def export_name(compressor: str, tokens: int, stage: str, step: int) -> str:
     """The folder name of an export; names sort by step within a stage."""
     return f"{compressor}-{tokens}-{stage}-{step:06d}"
@@ -94,13 +99,12 @@ def publish(
             put_file(path, join(uri, name))
     model_files = ((name, digest) for name, (_, digest) in files.items() if name != "README.md")
     digest = hashlib.sha256("".join(f"{n}{d}" for n, d in model_files).encode()).hexdigest()
-    versions = {"qmop": __version__, **{name: version(name) for name in _LIBRARIES}}
     card = CheckpointCard(
         name=uri.rsplit("/", 1)[-1],
         digest=digest,
         visual_tokens=processor.visual_tokens,
         files=files,
-        versions=versions,
+        versions=library_versions(),
         **facts,
     )
     write_atomic(join(uri, CARD), (json.dumps(asdict(card), indent=2) + "\n").encode())

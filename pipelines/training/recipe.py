@@ -11,7 +11,10 @@ from cluster.session import RaySettings
 from cluster.storage import absolute, join
 
 StageName = Literal["align", "tune"]
-_NOT_SHAPING = ("corpus", "output", "ray", "log_every", "save_every", "max_failures", "cpus_per_worker")
+_PLACES = ("corpus", "output", "ray")
+_MANNERS = ("allow_changes", "log_every", "trackers", "save_every", "keep_states", "max_failures", "watchdog_s")
+_MACHINES = ("workers", "min_workers", "cpus_per_worker", "zero", "zero_options", "gradient_checkpointing")
+_NOT_SHAPING = _PLACES + _MANNERS + _MACHINES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,8 @@ class TrainRecipe:
         align: stage 1, projector only.
         tune: stage 2, projector and language model.
         router: schedules of router temperature and noise.
-        workers: training processes.
+        workers: training processes; a run may go on with another number.
+        min_workers: fewest processes that the run goes on with while machines are missing; absent: it waits for all.
         cpus_per_worker: CPUs that Ray reserves for each.
         zero: DeepSpeed ZeRO stage.
         precision: of compute and weights.
@@ -90,8 +94,17 @@ class TrainRecipe:
         weight_decay: of AdamW.
         seed: of data order, turn choice, noise and start values.
         log_every: steps between two lines of progress.
+        trackers: where the numbers go beside metrics.jsonl: tensorboard, mlflow, wandb.
         save_every: steps between two resumable states inside a stage; with 0 a run resumes at whole stages only.
+        keep_states: how many of the latest resumable states stay.
         max_failures: worker failures that a run survives.
+        allow_changes: fields, or `corpus` and `base` for their content, that may differ from the run that the output
+            folder holds.
+        watchdog_s: seconds that processes wait for each other before the run counts as stuck and is started again;
+            longer than an export takes.
+        on_nan: what happens when a loss is not finite: stop with the keys of the samples, or skip them and go on.
+        gradient_checkpointing: compute the language model's activations again instead of keeping them.
+        zero_options: further entries of DeepSpeed's `zero_optimization`, such as offload_optimizer.
         ray: how to reach or start Ray.
     """
 
@@ -107,6 +120,7 @@ class TrainRecipe:
     )
     router: RouterSchedule = field(default_factory=RouterSchedule)
     workers: int = 2
+    min_workers: int | None = None
     cpus_per_worker: float = 1.0
     zero: Literal[0, 1, 2, 3] = 2
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -117,33 +131,43 @@ class TrainRecipe:
     weight_decay: float = 0.0
     seed: int = 0
     log_every: int = 10
+    trackers: tuple[str, ...] = ("tensorboard",)
     save_every: int = 0
+    keep_states: int = 2
     max_failures: int = 1
+    allow_changes: tuple[str, ...] = ()
+    watchdog_s: int = 600
+    on_nan: Literal["stop", "skip"] = "stop"
+    gradient_checkpointing: bool = False
+    zero_options: dict[str, Any] = field(default_factory=dict)
     ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
         for name in ("corpus", "output"):  # other processes have other working directories
             object.__setattr__(self, name, absolute(getattr(self, name)))
         _at_least("workers", self.workers, 1)
+        if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
+            raise ValueError(f"min_workers is {self.min_workers}, but it lies between 1 and workers ({self.workers})")
         _at_least("micro_batch", self.micro_batch, 1)
         _at_least("log_every", self.log_every, 1)
         _at_least("tokens", self.tokens, 1)
         _at_least("save_every", self.save_every, 0)
+        _at_least("keep_states", self.keep_states, 1)
+        _at_least("watchdog_s", self.watchdog_s, 1)
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}, but it must be above 0")
-        step = self.micro_batch * self.workers
-        if self.global_batch < step or self.global_batch % step:
+        if self.global_batch < self.micro_batch or self.global_batch % self.micro_batch:
             raise ValueError(
-                f"global_batch is {self.global_batch}, but {self.workers} workers with micro_batch {self.micro_batch} "
-                f"take {step} samples at a time: choose a multiple of {step}"
+                f"global_batch is {self.global_batch}, but it consists of whole micro-batches of {self.micro_batch}: "
+                f"choose a multiple of {self.micro_batch}"
             )
         if self.align.steps + self.tune.steps == 0:
             raise ValueError("align.steps and tune.steps are both 0: give at least one stage a step")
 
     @property
-    def accumulation(self) -> int:
-        """Micro-batches of one process per optimiser step."""
-        return self.global_batch // (self.micro_batch * self.workers)
+    def slots(self) -> int:
+        """Micro-batches of one optimiser step, over all processes; the last processes may get one less than others."""
+        return self.global_batch // self.micro_batch
 
     def stage(self, name: StageName) -> StageRecipe:
         """A stage by name."""
@@ -158,13 +182,22 @@ class TrainRecipe:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that shapes the result but the corpus, which has a digest of its own."""
-        mine = asdict(self)
-        shaping = {name: mine[name] for name in SHAPING}
-        return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(shaping(self), sort_keys=True).encode()).hexdigest()
 
 
 SHAPING = tuple(field.name for field in fields(TrainRecipe) if field.name not in _NOT_SHAPING)
 """Fields that shape the result of a run."""
+
+
+def shaping(recipe: TrainRecipe) -> dict[str, Any]:
+    """The fields that shape the result, as JSON has them."""
+    mine = asdict(recipe)
+    return {name: mine[name] for name in SHAPING}
+
+
+def states_folder(recipe: TrainRecipe) -> str:
+    """Where a run keeps its resumable states."""
+    return join(recipe.output, "states")
 
 
 def ledger_folder(recipe: TrainRecipe, stage: StageName) -> str:

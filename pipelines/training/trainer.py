@@ -19,15 +19,26 @@ from cluster.storage import absolute, arrow_filesystem, exists, join, read_bytes
 from pipelines.board import Board, listening
 from pipelines.corpus.feed import READING_CPUS, CorpusFeed
 from pipelines.corpus.manifest import Manifest, load_manifest
+from pipelines.training.curves import curves
 from pipelines.training.exports import FOLDER, WEIGHTS, export_name, is_complete
-from pipelines.training.loop import LoopSettings, StagePlan, train_loop
+from pipelines.training.loop import train_loop
+from pipelines.training.plans import LoopSettings, StagePlan
 from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, compressor_options
+from pipelines.training.sight import Sight
+from pipelines.training.tracking import Tracker, check_trackers, open_trackers
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import base_path
 
-_RUN = "run.json"
-_COLLECTIVE_TIMEOUT_S = 1800  # an export of billions of parameters happens while the other processes wait
+_RUN, _LONGEST = "run.json", 60
+_NEWS = {
+    "export": "exported {name} ({digest:.12})",
+    "state": "saved {name} ({bytes:,} bytes, {seconds:.1f} s beside the training)",
+    "state_failed": "WARNING: {name} was not saved by process {rank}, training goes on: {error}",
+    "resumed": "resumed from {name} ({bytes:,} bytes read in {seconds:.1f} s)",
+    "skipped": "WARNING: {stage} step {step}: the loss was not finite, so these samples were left out: {keys}",
+    "refused": "WARNING: {name} cannot be used: {why}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +57,7 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
         FileNotFoundError: if corpus or base are missing.
     """
     check_compressor(recipe)
+    check_trackers(recipe.trackers)
     wanted = {name: _export_uris(recipe, name) for name in recipe.stages}
     exports = tuple(uri for uris in wanted.values() for uri in uris)
     manifest = load_manifest(recipe.corpus)
@@ -101,7 +113,7 @@ def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Ma
             corpora=recipe.corpus,
             seed=recipe.seed * len(wanted) + number,
             micro_batch=recipe.micro_batch,
-            slots=recipe.global_batch // recipe.micro_batch,
+            slots=recipe.slots,
             samples=recipe.stage(stage).steps * recipe.global_batch,
         )
         if not all(is_complete(uri) for uri in uris):
@@ -128,13 +140,22 @@ def _claim(recipe: TrainRecipe, manifest: Manifest) -> None:
         write_atomic(place, (json.dumps(mine, indent=2) + "\n").encode())
         return
     theirs = json.loads(read_bytes(place))
-    changed = [name for name in SHAPING if theirs.get("recipe", {}).get(name) != mine["recipe"][name]]
-    changed += [f"content of the {name}" for name in ("corpus", "base") if theirs.get(name) != mine[name]]
+    before = {**theirs.get("recipe", {}), **{name: theirs.get(name) for name in ("corpus", "base")}}
+    now = {**mine["recipe"], **{name: mine[name] for name in ("corpus", "base")}}
+    names = (*SHAPING, *(name for name in ("corpus", "base") if name not in SHAPING))
+    changed = [name for name in names if before.get(name) != now[name] and name not in recipe.allow_changes]
     if changed:
+        told = ", ".join(f"{name}: {_short(before.get(name))} -> {_short(now[name])}" for name in changed)
         raise ValueError(
-            f"output {recipe.output} holds a run of another recipe ({', '.join(changed)} differ): "
-            "choose another output, or delete that folder"
+            f"output {recipe.output} holds a run of another recipe ({told}): choose another output, delete that "
+            "folder, or name what may differ in allow_changes"
         )
+    write_atomic(place, (json.dumps(mine, indent=2) + "\n").encode())
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, *, gpu: bool) -> None:
@@ -143,9 +164,11 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
     trainer = TorchTrainer(
         train_loop,
         train_loop_config=LoopSettings(recipe=recipe, plans=plans, board=board),  # type: ignore[arg-type]
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=_COLLECTIVE_TIMEOUT_S),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=recipe.watchdog_s),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=recipe.workers, use_gpu=gpu, resources_per_worker={"CPU": recipe.cpus_per_worker}
+            num_workers=(recipe.min_workers, recipe.workers) if recipe.min_workers else recipe.workers,
+            use_gpu=gpu,
+            resources_per_worker={"CPU": recipe.cpus_per_worker},
         ),
         run_config=ray.train.RunConfig(
             name=recipe.digest[:12],
@@ -155,27 +178,30 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
         ),
     )
     notes: list[dict[str, Any]] = []
+    name = f"{recipe.compressor}-{recipe.tokens}-{recipe.digest[:8]}"
+    trackers = open_trackers(recipe.trackers, recipe.output, name, say=progress.say)
+    trackers.facts({"recipe": asdict(recipe), "digest": recipe.digest})
     try:
-        with listening(board, _teller(progress, notes)):
+        with listening(board, _teller(progress, notes, Sight(recipe), trackers)):
             trainer.fit()
     finally:
         _keep_notes(recipe, notes)
+        trackers.close()
 
 
-def _teller(progress: Progress, notes: list[dict[str, Any]]) -> Callable[[dict[str, Any]], None]:
-    """Turns notes of the training processes into lines of progress."""
+def _teller(
+    progress: Progress, notes: list[dict[str, Any]], sight: Sight, trackers: Tracker
+) -> Callable[[dict[str, Any]], None]:
+    """Turns notes of the training processes into lines of progress and numbers for the trackers."""
 
     def tell(note: dict[str, Any]) -> None:
         notes.append(note)
-        if note["kind"] == "export":
-            progress.say(f"exported {note['name']} ({note['digest'][:12]})")
+        if note["kind"] != "step":
+            progress.say(_NEWS[note["kind"]].format(**note))
             return
-        weights = note.get("branch_weights")
-        routed = "" if weights is None else "  branches " + "/".join(f"{weight:.2f}" for weight in weights)
-        progress.say(
-            f"{note['stage']} step {note['step']}/{note['steps']}  loss {note['loss']:.3f}  "
-            f"{note['samples_per_s']:.0f} samples/s  data wait {100 * note['data_wait']:.0f} %{routed}"
-        )
+        seen = sight.see(note)
+        trackers.scalars(seen.step, seen.scalars)
+        progress.say(seen.line)
 
     return tell
 
@@ -185,3 +211,5 @@ def _keep_notes(recipe: TrainRecipe, notes: list[dict[str, Any]]) -> None:
     place = join(recipe.output, "metrics.jsonl")
     before = read_bytes(place) if exists(place) else b""
     write_atomic(place, before + "".join(json.dumps(note) + "\n" for note in notes).encode())
+    if any(note["kind"] == "step" for note in notes):
+        write_atomic(join(recipe.output, "curves.png"), curves(place))

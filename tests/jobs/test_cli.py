@@ -36,7 +36,7 @@ def test_an_unknown_job_is_named(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--corpus", "c", "--output", "o", "--align.steps", "many"], ["align.steps", "int", "many"]),
         (["train"], ["corpus", "output", "required"]),
         (["train", "--config", "nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
-        (["train", "--corpus", "c", "--output", "o", "--workers", "3"], ["global_batch", "48"]),
+        (["train", "--corpus", "c", "--output", "o", "--global_batch", "40"], ["global_batch", "multiple of 16"]),
         (["evaluate", "--checkpoints", "[]", "--output", "o"], ["checkpoints is empty"]),
         (["report", "--results", "/nowhere"], ["/nowhere", "qmop evaluate"]),
         (["prepare", "verify", "--corpus", "/nowhere"], ["/nowhere/manifest.json", "qmop prepare"]),

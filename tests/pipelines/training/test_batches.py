@@ -102,3 +102,13 @@ def test_a_drawn_budget_changes_placeholders_and_reaches_the_model() -> None:
     for batch, count in ((first, 4), (collate(later), 9)):
         assert batch.inputs["visual_tokens"] == count
         assert (batch.inputs["input_ids"] == collate.processor.image_token_id).sum() == count
+
+
+def test_a_void_looks_like_a_batch_and_counts_for_nothing(collate: Collator) -> None:
+    void, real = collate.void(), collate(micro(picture()))
+    assert (void.targets, void.tokens, void.positions, void.keys, void.dummy) == (0, 0, (), (), True)
+    assert set(void.inputs) == set(real.inputs)
+    assert real.tokens == int(real.inputs["attention_mask"].sum()) > 16
+    for name, value in void.inputs.items():
+        assert value.ndim == real.inputs[name].ndim, name
+        assert value.dtype == real.inputs[name].dtype, name

@@ -64,11 +64,13 @@ def test_qmop_trains_in_two_stages_and_a_second_run_has_nothing_to_do(ground: Pa
     notes = [json.loads(line) for line in (ground / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [note for note in notes if note["kind"] == "step"]
     assert [note["step"] for note in steps] == [1, 2, 1, 2, 3, 4]
+    assert (ground / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((ground / "run" / "tensorboard").rglob("events.out.tfevents.*"))
     assert all(abs(sum(note["branch_weights"]) - 1) < 1e-5 for note in steps[2:])
     assert [note["temperature"] for note in steps[2:]] == sorted((n["temperature"] for n in steps[2:]), reverse=True)
     again = train(asked, Progress())
     assert (again.exports, again.trained) == (result.exports, False)
-    with pytest.raises(ValueError, match=r"another recipe \(seed differ\)"):
+    with pytest.raises(ValueError, match=r"another recipe \(seed: 0 -> 1\)"):
         train(replace(asked, seed=1), Progress())
 
 

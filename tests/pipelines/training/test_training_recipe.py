@@ -7,15 +7,20 @@ from pipelines.training.recipe import StageRecipe, TrainRecipe, compressor_optio
 PLAIN = TrainRecipe(corpus="c", output="o")
 
 
-def test_a_batch_that_the_workers_cannot_share_is_refused_with_the_fitting_multiple() -> None:
-    with pytest.raises(ValueError, match=r"global_batch is 32, but 3 workers .* choose a multiple of 48"):
-        TrainRecipe(corpus="c", output="o", workers=3)
+def test_a_batch_of_broken_micro_batches_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"global_batch is 40, .* choose a multiple of 16"):
+        TrainRecipe(corpus="c", output="o", global_batch=40)
 
 
-def test_accumulation_makes_up_the_global_batch() -> None:
-    recipe = replace(PLAIN, workers=2, micro_batch=4, global_batch=32)
-    assert recipe.accumulation == 4
-    assert recipe.accumulation * recipe.micro_batch * recipe.workers == recipe.global_batch
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_any_number_of_workers_shares_the_slots_of_a_step(workers: int) -> None:
+    assert replace(PLAIN, workers=workers, micro_batch=4, global_batch=32).slots == 8
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_fewer_workers_than_none_or_more_than_all_are_refused(least: int) -> None:
+    with pytest.raises(ValueError, match=rf"min_workers is {least}, but it lies between 1 and workers \(2\)"):
+        replace(PLAIN, min_workers=least)
 
 
 @pytest.mark.parametrize(("steps", "exports", "wanted"), [(10, 2, (5, 10)), (7, 3, (3, 5, 7)), (1, 4, (1,))])
@@ -35,11 +40,12 @@ def test_a_stage_without_steps_is_left_out() -> None:
 
 def test_the_digest_covers_what_shapes_the_result_and_nothing_else() -> None:
     assert replace(PLAIN, output="elsewhere", log_every=1, max_failures=5).digest == PLAIN.digest
+    assert replace(PLAIN, workers=7, min_workers=2, zero=3).digest == PLAIN.digest
     assert (
         len(
             {
                 replace(PLAIN, **{name: value}).digest
-                for name, value in (("seed", 1), ("tokens", 9), ("zero", 3), ("options", {"top_k": 1}))
+                for name, value in (("seed", 1), ("tokens", 9), ("micro_batch", 8), ("options", {"top_k": 1}))
             }
             | {PLAIN.digest}
         )

@@ -1,0 +1,215 @@
+"""States on their way: out of an engine into files while training goes on, and back into an engine of any size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tenacity
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from cluster.storage import StorageError, exists, is_s3, join, put_file, read_bytes, remove, sha256_of, write_atomic
+from pipelines.training.fragments import KINDS, Fragment, adam_steps, held, put_back
+from pipelines.training.states import (
+    Part,
+    StateCard,
+    folder_name,
+    forget,
+    newest_first,
+    part_name,
+    pieces,
+    publish_state,
+)
+
+_ATTEMPTS, _PARTS_S, _LOOK_S = 4, 600.0, 0.2
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(kw_only=True)
+class StateWriter:
+    """Writes states beside the training; at most one is under way.
+
+    A save copies this process's fragments to memory and returns; a thread writes, hashes and uploads them. In the
+    process of rank 0 the thread then waits for the others' files, proves them and makes the state visible.
+
+    Args:
+        folder: of the run's states, local or remote.
+        rank: of this process.
+        world: number of processes.
+        token: of this start of the processes, so that nobody takes a killed process's word for a live one's.
+        keep: how many of the latest states stay.
+        stages: names of the stages in their order.
+        tell: what is called, from the thread, with a note when a state is visible or has failed.
+    """
+
+    folder: str
+    rank: int
+    world: int
+    token: str
+    keep: int
+    stages: tuple[str, ...]
+    tell: Tell
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "states")
+        self._under_way: Future[None] | None = None
+
+    def save(self, engine: Any, **facts: Any) -> float:
+        """Begin to save; every process calls it at the same step.
+
+        Args:
+            engine: DeepSpeed's.
+            facts: the card's fields other than adam_step, parameters and parts.
+
+        Returns:
+            Seconds that training stood still for it, waiting for the state before included.
+        """
+        began = time.monotonic()
+        self.wait()
+        copies = {
+            (fragment.name, fragment.start, fragment.whole): {k: fragment.view(k).to("cpu", copy=True) for k in KINDS}
+            for fragment in held(engine)
+        }
+        facts["adam_step"] = adam_steps(engine)
+        self._under_way = self._pool.submit(self._write, copies, facts)
+        return time.monotonic() - began
+
+    def wait(self) -> None:
+        """Wait for the state that is under way, if any; what went wrong with it has been told."""
+        if self._under_way is not None:
+            self._under_way.result()
+            self._under_way = None
+
+    def _write(self, copies: dict[tuple[str, int, int], dict[str, Tensor]], facts: dict[str, Any]) -> None:
+        name = folder_name(facts["stage"], facts["step"])
+        uri, began = join(self.folder, name), time.monotonic()
+        try:
+            self._write_part(uri, copies)
+            if self.rank == 0:
+                whole = self._gather(uri, facts)
+                self._forget_old()
+                note = {"kind": "state", "name": name, "bytes": whole, "seconds": time.monotonic() - began}
+                self.tell(note)
+        except (OSError, ValueError, TimeoutError) as error:  # training goes on; the state before stays
+            self.tell({"kind": "state_failed", "name": name, "rank": self.rank, "error": str(error)})
+
+    def _write_part(self, uri: str, copies: dict[tuple[str, int, int], dict[str, Tensor]]) -> None:
+        name = part_name(self.rank, self.world)
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch, name)
+            save_file({f"{kind}/{key}": t for (key, *_), by in copies.items() for kind, t in by.items()}, path)
+            part = Part(
+                name=name,
+                size=path.stat().st_size,
+                sha256=sha256_of(path),
+                fragments={key: (start, len(by[KINDS[0]])) for (key, start, _), by in copies.items()},
+            )
+            _proved(path, copies)
+            _uploaded(path, join(uri, name))
+        said = {"part": asdict(part), "wholes": {key: whole for key, _, whole in copies}}
+        write_atomic(self._note(uri, self.rank), json.dumps(said).encode())
+
+    def _gather(self, uri: str, facts: dict[str, Any]) -> int:
+        """Wait for every process's file and make the state visible; its bytes."""
+        said = [self._said(self._note(uri, rank)) for rank in range(self.world)]
+        parts = tuple(Part(**one["part"]) for one in said)
+        wholes = {name: whole for one in said for name, whole in one["wholes"].items()}
+        publish_state(uri, StateCard(parameters=wholes, parts=parts, **facts))
+        for rank in range(self.world):
+            remove(self._note(uri, rank))
+        return sum(part.size for part in parts)
+
+    def _note(self, uri: str, rank: int) -> str:
+        """Where a process says what its file holds."""
+        return join(uri, f"{part_name(rank, self.world)}.{self.token}.json")
+
+    def _said(self, place: str) -> dict[str, Any]:
+        deadline = time.monotonic() + _PARTS_S
+        while not exists(place):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{place} did not appear within {_PARTS_S:.0f} s: a process failed to save its part")
+            time.sleep(_LOOK_S)
+        said: dict[str, Any] = json.loads(read_bytes(place))
+        return said
+
+    def _forget_old(self) -> None:
+        for uri in newest_first(self.folder, self.stages)[self.keep :]:
+            forget(uri)
+
+
+def _proved(path: Path, copies: dict[tuple[str, int, int], dict[str, Tensor]]) -> None:
+    """Read back what was written, before anybody relies on it."""
+    with safe_open(path, framework="pt") as file:
+        for (name, *_), by in copies.items():
+            for kind, values in by.items():
+                if not torch.equal(file.get_tensor(f"{kind}/{name}").view(torch.int32), values.view(torch.int32)):
+                    raise ValueError(f"{path.name}: {kind} of {name} differs after writing; is the disk sound?")
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(StorageError),
+    stop=tenacity.stop_after_attempt(_ATTEMPTS),
+    wait=tenacity.wait_exponential_jitter(initial=0.5, max=10.0),
+    reraise=True,
+)
+def _uploaded(path: Path, uri: str) -> None:
+    put_file(path, uri)
+
+
+def load_state(engine: Any, uri: str, card: StateCard) -> int:
+    """Put a state back into a fresh engine, fetching only the files that this process needs; a collective call.
+
+    Returns:
+        Bytes of the files that were fetched.
+
+    Raises:
+        ValueError: if a file's digest is not the card's, or the state lacks what the engine trains.
+    """
+    wanted = list(held(engine))
+    if unknown := [fragment.name for fragment in wanted if card.parameters.get(fragment.name) != fragment.whole]:
+        raise ValueError(f"state {uri} does not fit this model: {', '.join(unknown[:3])} missing or of another size")
+    needed = {part.name: part for f in wanted for part, *_ in pieces(card, f.name, f.start, f.count)}
+    with ExitStack() as opened:
+        scratch = opened.enter_context(tempfile.TemporaryDirectory())
+        files = {
+            name: (opened.enter_context(safe_open(_local(uri, part, scratch), framework="pt")), part)
+            for name, part in needed.items()
+        }
+
+        def fill(fragment: Fragment) -> dict[str, Tensor]:
+            values = {kind: torch.empty(fragment.count) for kind in KINDS}
+            for part, start, count in pieces(card, fragment.name, fragment.start, fragment.count):
+                first = start - part.fragments[fragment.name][0]
+                for kind in KINDS:
+                    stretch = files[part.name][0].get_slice(f"{kind}/{fragment.name}")[first : first + count]
+                    values[kind][start - fragment.start :][:count] = stretch
+            return values
+
+        put_back(engine, card.adam_step, fill)
+    return sum(part.size for part in needed.values())
+
+
+def _local(uri: str, part: Part, scratch: str) -> str:
+    """A part as a local file that is what the card says."""
+    place = join(uri, part.name)
+    if is_s3(uri):
+        data = read_bytes(place)
+        digest = hashlib.sha256(data).hexdigest()
+        place = str(Path(scratch, part.name))
+        Path(place).write_bytes(data)
+    else:
+        digest = sha256_of(place)
+    if digest != part.sha256:
+        raise ValueError(f"state {uri} is damaged: the digest of {part.name} is not the one in its card")
+    return place

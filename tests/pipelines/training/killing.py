@@ -1,0 +1,87 @@
+"""Kill -9 of a training worker at a chosen moment of a run, seen from outside by the files that the run writes."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.training.states import CARD
+
+_POLL_S, _LONGEST_S = 0.02, 240.0
+Moment = Callable[[], bool]
+
+
+def workers() -> list[psutil.Process]:
+    """The training workers below this process, in the order of their start."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline() and process.cmdline()[0].startswith("ray::") and "TrainWorker" in process.cmdline()[0]:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return sorted(found, key=lambda process: process.create_time())
+
+
+def visible(run: Path, name: str) -> Moment:
+    """As soon as a state is visible."""
+    return (run / "states" / name / CARD).exists
+
+
+def under_way(run: Path, name: str) -> Moment:
+    """As soon as a state has files but no card yet."""
+    folder = run / "states" / name
+    return lambda: folder.is_dir() and any(folder.iterdir()) and not (folder / CARD).exists()
+
+
+@contextmanager
+def killed(moment: Moment, which: int = -1) -> Iterator[list[int]]:
+    """Kill one worker at a moment of what runs in the block; the killed process's id."""
+    done, victims = threading.Event(), []
+
+    def watch() -> None:
+        deadline = time.monotonic() + _LONGEST_S
+        while not done.wait(_POLL_S) and time.monotonic() < deadline:
+            if moment() and (there := workers()):
+                there[which].send_signal(signal.SIGKILL)
+                victims.append(there[which].pid)
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield victims
+    finally:
+        done.set()
+        watcher.join()
+
+
+def notes(run: Path, kind: str) -> list[dict[str, Any]]:
+    """What a run told of one kind, in order."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [note for note in map(json.loads, lines) if note["kind"] == kind]
+
+
+def curve(run: Path, stage: str = "tune", tolerance: float = 0.0) -> dict[int, tuple[float, ...]]:
+    """Loss, rates, temperature and noise by step; a step that was taken again must have gone as the first time.
+
+    Sums are taken in another order where the number of processes has changed: give a tolerance then.
+    """
+    found: dict[int, tuple[float, ...]] = {}
+    for note in notes(run, "step"):
+        if note["stage"] != stage:
+            continue
+        router = (note["temperature"], note["noise"]) if "temperature" in note else ()
+        values = (note["loss"], *note["rates"].values(), *router)
+        before = found.setdefault(note["step"], values)
+        assert values == pytest.approx(before, rel=tolerance, abs=0.0), f"step {note['step']} went differently again"
+    return found

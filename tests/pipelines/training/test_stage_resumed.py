@@ -1,0 +1,100 @@
+"""Training that is killed goes on as if nothing had happened, with as many processes as there are then."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.progress import Progress
+from cluster.session import RaySettings, ray_session
+from pipelines.corpus.audit import audit
+from pipelines.corpus.prepare import prepare
+from pipelines.corpus.recipe import PrepareRecipe
+from pipelines.training.recipe import StageRecipe, TrainRecipe
+from pipelines.training.trainer import train
+from qmop.tiny.assemble import tiny_model, tiny_processor
+from tests.pipelines.training.killing import curve, killed, notes, under_way, visible
+
+pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
+STEPS = 9
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Ray session, a small corpus and a base with random weights."""
+    folder = tmp_path_factory.mktemp("resume")
+    torch.manual_seed(0)
+    tiny_model().save_pretrained(folder / "base")
+    tiny_processor().save_pretrained(folder / "base")
+    with ray_session(RaySettings(num_cpus=8), Progress(stream=io.StringIO())):
+        recipe = PrepareRecipe(source="rendered", output=str(folder / "corpus"), count=200, samples_per_shard=20)
+        prepare(recipe, Progress(stream=io.StringIO()))
+        yield folder
+
+
+def recipe(ground: Path, name: str) -> TrainRecipe:
+    """A tuning stage of nine steps of three slots, a state after every second."""
+    return TrainRecipe(
+        corpus=str(ground / "corpus"),
+        output=str(ground / name),
+        base=str(ground / "base"),
+        micro_batch=4,
+        global_batch=12,
+        align=StageRecipe(steps=0),
+        tune=StageRecipe(steps=STEPS, projector_rate=1e-3, language_rate=1e-3),
+        save_every=2,
+        log_every=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(ground: Path) -> dict[int, tuple[float, ...]]:
+    """The curve of one process that nobody killed."""
+    asked = replace(recipe(ground, "undisturbed"), workers=1)
+    train(asked, Progress(stream=io.StringIO()))
+    return curve(ground / "undisturbed")
+
+
+def test_a_killed_worker_costs_one_interval_and_changes_nothing(
+    ground: Path, undisturbed: dict[int, tuple[float, ...]]
+) -> None:
+    run = ground / "killed"
+    with killed(visible(run, "tune-00000004")) as victims:
+        train(recipe(ground, "killed"), Progress(stream=io.StringIO()))
+    assert len(victims) == 1
+    assert [note["name"] for note in notes(run, "resumed")] in (["tune-00000004"], ["tune-00000006"])
+    found = curve(run)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    for step, values in found.items():
+        assert values == pytest.approx(undisturbed[step], rel=1e-4), step
+    proof = audit(str(run / "ledger" / "tune"))
+    assert (proof.steps, proof.samples, proof.attempts) == (STEPS, 12 * STEPS, 2)
+
+
+def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
+    ground: Path, undisturbed: dict[int, tuple[float, ...]]
+) -> None:
+    run = ground / "moved"
+    first = replace(recipe(ground, "moved"), workers=2, zero=3, max_failures=0)
+    with killed(under_way(run, "tune-00000004")) as victims, pytest.raises(Exception, match="worker"):
+        train(first, Progress(stream=io.StringIO()))
+    assert len(victims) == 1
+    train(replace(first, workers=3, zero=1), Progress(stream=io.StringIO()))
+    assert notes(run, "resumed")[0]["name"] in {"tune-00000002", "tune-00000004"}
+    found = curve(run, tolerance=1e-4)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    for step, values in found.items():
+        assert values == pytest.approx(undisturbed[step], rel=1e-4), step
+    assert audit(str(run / "ledger" / "tune")).worlds in ((2, 3), (3,))
+
+
+def test_another_recipe_is_refused_with_the_difference_unless_it_is_allowed(ground: Path) -> None:
+    asked = replace(recipe(ground, "undisturbed"), seed=3)
+    with pytest.raises(ValueError, match=r"another recipe \(seed: 0 -> 3\): .* name what may differ in allow_changes"):
+        train(asked, Progress(stream=io.StringIO()))
+    assert not train(replace(asked, allow_changes=("seed",)), Progress(stream=io.StringIO())).trained

@@ -1,0 +1,185 @@
+"""States out of an engine and back: bit for bit, one under way at most, and trouble with files ends no training."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from cluster.storage import StorageError
+from pipelines.training import state_files
+from pipelines.training.state_files import StateWriter, load_state
+from pipelines.training.states import latest, read_state
+
+FACTS: dict[str, Any] = {"recipe": {}, "corpus_digest": "c", "versions": {}, "zero": 0}
+
+
+def engine(seed: int = 0) -> Any:
+    """What DeepSpeed leaves of an engine without ZeRO: a module, one part of which is frozen, and its optimiser."""
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
+    module[0].bias.requires_grad_(requires_grad=False)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return SimpleNamespace(module=module, optimizer=torch.optim.AdamW(trained, lr=0.05, betas=(0.9, 0.98)))
+
+
+def train(ours: Any, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        given = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
+        loss = ours.module(given).pow(2).mean() + ours.module(given).sum()
+        ours.optimizer.zero_grad()
+        loss.backward()
+        ours.optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def writer(folder: Path, notes: list[dict[str, Any]], **changes: Any) -> StateWriter:
+    fields: dict[str, Any] = {"rank": 0, "world": 1, "token": "t", "keep": 2, "stages": ("align", "tune")}
+    return StateWriter(folder=str(folder), tell=notes.append, **(fields | changes))
+
+
+def save(ours: Any, states: StateWriter, step: int) -> None:
+    states.save(ours, stage="tune", step=step, position=step * 16, **FACTS)
+
+
+def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    notes: list[dict[str, Any]] = []
+    first, states = engine(), writer(tmp_path, notes)
+    train(first, range(5))
+    save(first, states, 5)
+    undisturbed = train(first, range(5, 9))  # while the state is on its way
+    states.wait()
+    found = latest(str(tmp_path), ("align", "tune"))
+    assert found.uri is not None
+    assert found.card is not None
+    assert (found.card.step, found.card.adam_step, found.card.position) == (5, 5, 80)
+    assert set(found.card.parameters) == {"0.weight", "2.weight", "2.bias"}
+    second = engine()  # what is frozen comes from the same start
+    assert load_state(second, found.uri, found.card) == notes[0]["bytes"]
+    assert train(second, range(5, 9)) == undisturbed
+    for one, other in zip(first.module.parameters(), second.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_state_before_the_first_step_can_be_loaded(tmp_path: Path) -> None:
+    states = writer(tmp_path, [])
+    save(engine(), states, 0)
+    states.wait()
+    uri = str(tmp_path / "tune-00000000")
+    second = engine(seed=0)
+    load_state(second, uri, read_state(uri))
+    assert train(second, range(3)) == train(engine(), range(3))
+
+
+def test_as_many_states_stay_as_asked_for(tmp_path: Path) -> None:
+    ours, notes = engine(), []
+    states = writer(tmp_path, notes)
+    for step in (1, 2, 3, 4):
+        save(ours, states, step)
+    states.wait()
+    assert [note["name"] for note in notes] == [f"tune-0000000{step}" for step in (1, 2, 3, 4)]
+    cards = sorted(path.parent.name for path in tmp_path.glob("*/state.json"))
+    assert cards == ["tune-00000003", "tune-00000004"]
+    assert sorted(path.name for path in (tmp_path / "tune-00000004").iterdir()) == [
+        "part-00000-of-00001.safetensors",
+        "state.json",
+    ]
+
+
+def test_at_most_one_state_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, may, running = state_files._uploaded, threading.Event(), []
+
+    def slow(path: Path, uri: str) -> None:
+        running.append(uri)
+        assert may.wait(20)
+        real(path, uri)
+
+    monkeypatch.setattr(state_files, "_uploaded", slow)
+    ours, states = engine(), writer(tmp_path, [])
+    save(ours, states, 1)
+    threading.Timer(0.3, may.set).start()
+    stood = states.save(ours, stage="tune", step=2, position=0, **FACTS)
+    assert stood > 0.1  # it waited for the first
+    assert len(running) >= 1
+    states.wait()
+    assert read_state(str(tmp_path / "tune-00000002")).step == 2
+
+
+def test_trouble_with_the_store_is_told_and_the_state_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, notes = engine(), []
+    states = writer(tmp_path, notes)
+    save(ours, states, 1)
+    states.wait()
+
+    def full(*_: Any) -> None:
+        raise StorageError("No space left on device.")
+
+    monkeypatch.setattr(state_files, "put_file", full)
+    monkeypatch.setattr(state_files._uploaded.retry, "wait", lambda _: 0.0)
+    save(ours, states, 2)
+    train(ours, range(2))
+    states.wait()
+    assert notes[1] == {"kind": "state_failed", "name": "tune-00000002", "rank": 0, "error": "No space left on device."}
+    found = latest(str(tmp_path), ("tune",))
+    assert found.card is not None
+    assert found.card.step == 1
+
+
+def test_a_store_that_stumbles_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = state_files.put_file, []
+
+    def stumbling(path: Path, uri: str) -> None:
+        tries.append(uri)
+        if len(tries) < 3:
+            raise StorageError("try again")
+        real(path, uri)
+
+    monkeypatch.setattr(state_files, "put_file", stumbling)
+    monkeypatch.setattr(state_files._uploaded.retry, "wait", lambda _: 0.0)
+    notes: list[dict[str, Any]] = []
+    states = writer(tmp_path, notes)
+    save(engine(), states, 1)
+    states.wait()
+    assert len(tries) == 3
+    assert notes[0]["kind"] == "state"
+
+
+def test_a_process_that_gives_nothing_is_waited_for_only_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_files, "_PARTS_S", 0.3)
+    notes: list[dict[str, Any]] = []
+    states = writer(tmp_path, notes, world=2)
+    save(engine(), states, 1)
+    states.wait()
+    assert notes[0]["kind"] == "state_failed"
+    assert "part-00001-of-00002.safetensors.t.json did not appear within" in notes[0]["error"]
+    assert latest(str(tmp_path), ("tune",)).uri is None
+
+
+def test_a_file_that_changed_or_another_model_is_refused(tmp_path: Path) -> None:
+    states = writer(tmp_path, [])
+    save(engine(), states, 1)
+    states.wait()
+    uri = str(tmp_path / "tune-00000001")
+    card = read_state(uri)
+    other = engine()
+    other.module.append(nn.Linear(2, 2))
+    other.optimizer = torch.optim.AdamW([p for p in other.module.parameters() if p.requires_grad])
+    with pytest.raises(ValueError, match=r"does not fit this model: 3\.weight, 3\.bias missing or of another size"):
+        load_state(other, uri, card)
+    file = tmp_path / "tune-00000001" / "part-00000-of-00001.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"the digest of part-00000-of-00001\.safetensors is not the one"):
+        load_state(engine(), uri, card)

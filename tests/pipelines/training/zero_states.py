@@ -1,0 +1,123 @@
+"""One process of the test of states under ZeRO: `python -m tests.pipelines.training.zero_states FOLDER write|read`.
+
+RANK, WORLD_SIZE and MASTER_PORT come from the environment. Rank 0 leaves its losses in `FOLDER/<mode>-<world>.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipelines.training.engine import quiet_start
+from pipelines.training.state_files import StateWriter, load_state
+from pipelines.training.states import latest
+
+WAYS = [(zero, precision) for precision in ("fp32", "bf16") for zero in (0, 1, 2, 3)]
+BEFORE, AFTER = range(3), range(3, 6)
+
+
+class Objective(nn.Module):
+    """A loss of uneven parameters, one of them frozen, one not used by every step's gradient alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.frozen, self.first, self.second = nn.Linear(7, 13), nn.Linear(13, 11), nn.Linear(11, 3, bias=False)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.frozen.requires_grad_(requires_grad=False)
+
+    def forward(self, given_BC: torch.Tensor) -> torch.Tensor:
+        """The loss of a batch."""
+        hidden_BC = torch.tanh(self.first(self.frozen(given_BC)))
+        return (self.second(hidden_BC) * self.scale).float().pow(2).mean() + self.second(hidden_BC).float().mean()
+
+
+def engine(zero: int, precision: str) -> Any:
+    """DeepSpeed's engine over the loss."""
+    import deepspeed  # noqa: PLC0415 - see quiet_start
+
+    objective = Objective()
+    trained = [
+        {"params": [*objective.first.parameters(), objective.scale], "lr": 0.05},
+        {"params": list(objective.second.parameters()), "lr": 0.02},
+    ]
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": zero},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": precision == "bf16"},
+        "steps_per_print": 10**9,
+    }
+    optimizer = torch.optim.AdamW(trained, betas=(0.9, 0.98))
+    made, *_ = deepspeed.initialize(model=objective, optimizer=optimizer, config=config)
+    return made
+
+
+def train(ours: Any, steps: range, precision: str) -> list[float]:
+    """Every process sees the same batch, so the number of processes changes nothing."""
+    dtype, losses = torch.bfloat16 if precision == "bf16" else torch.float32, []
+    for step in steps:
+        given_BC = torch.randn(16, 7, generator=torch.Generator().manual_seed(step)).to(dtype)
+        loss = ours(given_BC)
+        ours.backward(loss)
+        ours.step()
+        losses.append(loss.item())
+    return losses
+
+
+def write(folder: Path) -> dict[str, list[float]]:
+    """Losses after the moment of the save, by way."""
+    found = {}
+    for zero, precision in WAYS:
+        ours = engine(zero, precision)
+        train(ours, BEFORE, precision)
+        name = f"{precision}-{zero}"
+        states = StateWriter(
+            folder=str(folder / name),
+            rank=dist.get_rank(),
+            world=dist.get_world_size(),
+            token="t",
+            keep=1,
+            stages=("tune",),
+            tell=print,
+        )
+        facts = {"recipe": {}, "corpus_digest": "", "versions": {}, "zero": zero, "position": 0}
+        states.save(ours, stage="tune", step=len(BEFORE), **facts)
+        found[name] = train(ours, AFTER, precision)
+        states.wait()
+    return found
+
+
+def read(folder: Path) -> dict[str, list[float]]:
+    """Losses after loading, by way of the writer and way of the reader."""
+    found = {}
+    for written, precision in WAYS:
+        for zero in (0, 1, 2, 3):
+            state = latest(str(folder / f"{precision}-{written}"), ("tune",))
+            assert state.uri is not None
+            assert state.card is not None
+            ours = engine(zero, precision)
+            load_state(ours, state.uri, state.card)
+            found[f"{precision}-{written}>{zero}"] = train(ours, AFTER, precision)
+    return found
+
+
+if __name__ == "__main__":
+    place, mode = Path(sys.argv[1]), sys.argv[2]
+    quiet_start()
+    import deepspeed
+
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo")
+    losses = {"write": write, "read": read}[mode](place)
+    if dist.get_rank() == 0:
+        (place / f"{mode}-{os.environ['WORLD_SIZE']}.json").write_text(json.dumps(losses))
+    dist.barrier()

@@ -15,6 +15,7 @@ JOBS = {
     "prepare audit": "prove what a run was trained on against corpus and order",
     "convert": "put a published projector into a checkpoint",
     "train": "train a compressor in two stages on Ray Train with DeepSpeed",
+    "reproduce": "from downloads to the paper's Table 1, on a machine with GPUs; never run so far",
     "evaluate": "judge checkpoints on VTCBench, in parallel",
     "report": "write the report of an evaluation",
     "serve": "host a checkpoint behind the OpenAI chat protocol",

@@ -57,7 +57,7 @@ def start_engine(
     peaks = {"projector": stage.projector_rate, "language": stage.language_rate}
     optimizer = torch.optim.AdamW(
         [{"params": params, "lr": peaks[name], "peak": peaks[name]} for name, params in groups.items()],
-        betas=(0.9, 0.98),
+        betas=(0.9, recipe.beta2),
         weight_decay=recipe.weight_decay,
     )
     config = deepspeed_config(recipe, dist.get_world_size())

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from cluster.session import RaySettings
 from cluster.storage import absolute, join
+from pipelines.training.parts import Parts, named_parts
 
 StageName = Literal["align", "tune"]
 _PLACES = ("corpus", "output", "ray")
 _MANNERS = ("allow_changes", "log_every", "trackers", "save_every", "keep_states", "max_failures", "watchdog_s")
 _MACHINES = ("workers", "min_workers", "cpus_per_worker", "zero", "zero_options", "gradient_checkpointing")
-_NOT_SHAPING = _PLACES + _MANNERS + _MACHINES
+_REHEARSAL = ("dry_run", "gpu_gib", "gpus_per_node")
+_NOT_SHAPING = _PLACES + _MANNERS + _MACHINES + _REHEARSAL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,9 @@ class TrainRecipe:
         corpus: folder of a prepared corpus (it holds manifest.json).
         output: folder of the run; exports go to its `checkpoints`.
         base: checkpoint to start from, or `tiny` for the embedded base.
+        language: a language model to make the base of, with `vision`: folder, s3:// prefix or `owner/name[@revision]`.
+        vision: a CLIP or SigLIP with both towers; beside `llava` the one that its tower was taken from.
+        llava: a stock LLaVA to make the base of.
         compressor: a name of `qmop.list_compressors()`.
         tokens: visual tokens per image.
         options: the compressor's own fields.
@@ -92,6 +97,7 @@ class TrainRecipe:
         max_length: tokens per sample, image included; longer answers are cut.
         clip: largest norm of the gradient.
         weight_decay: of AdamW.
+        beta2: of AdamW; the published recipes have 0.999, short runs do better with less.
         seed: of data order, turn choice, noise and start values.
         log_every: steps between two lines of progress.
         trackers: where the numbers go beside metrics.jsonl: tensorboard, mlflow, wandb.
@@ -105,12 +111,18 @@ class TrainRecipe:
         on_nan: what happens when a loss is not finite: stop with the keys of the samples, or skip them and go on.
         gradient_checkpointing: compute the language model's activations again instead of keeping them.
         zero_options: further entries of DeepSpeed's `zero_optimization`, such as offload_optimizer.
+        dry_run: print parameters, memory, steps and tokens, refuse what cannot fit, and train nothing.
+        gpu_gib: memory of one GPU that a dry run measures against; this machine's own when absent.
+        gpus_per_node: GPUs of one machine, for a dry run.
         ray: how to reach or start Ray.
     """
 
     corpus: str
     output: str
     base: str = "tiny"
+    language: str | None = None
+    vision: str | None = None
+    llava: str | None = None
     compressor: str = "qmop"
     tokens: int = 16
     options: dict[str, Any] = field(default_factory=dict)
@@ -129,6 +141,7 @@ class TrainRecipe:
     max_length: int = 512
     clip: float = 1.0
     weight_decay: float = 0.0
+    beta2: float = 0.98
     seed: int = 0
     log_every: int = 10
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -140,11 +153,16 @@ class TrainRecipe:
     on_nan: Literal["stop", "skip"] = "stop"
     gradient_checkpointing: bool = False
     zero_options: dict[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+    gpu_gib: float | None = None
+    gpus_per_node: int = 8
     ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
         for name in ("corpus", "output"):  # other processes have other working directories
             object.__setattr__(self, name, absolute(getattr(self, name)))
+        named_parts(self.base, self.language, self.vision, self.llava)
+        _at_least("gpus_per_node", self.gpus_per_node, 1)
         _at_least("workers", self.workers, 1)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers is {self.min_workers}, but it lies between 1 and workers ({self.workers})")
@@ -163,6 +181,11 @@ class TrainRecipe:
             )
         if self.align.steps + self.tune.steps == 0:
             raise ValueError("align.steps and tune.steps are both 0: give at least one stage a step")
+
+    @property
+    def parts(self) -> Parts | None:
+        """What the base is made of; None where `base` is a checkpoint."""
+        return named_parts(self.base, self.language, self.vision, self.llava)
 
     @property
     def slots(self) -> int:

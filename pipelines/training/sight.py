@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from pipelines.training.bases import base_config
 from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
 from qmop.compressors.mixture import BRANCHES
 from qmop.configuration_qmop import QMoPConfig
 from qmop.cost import LanguageShape, cost_of
-from qmop.tiny.base import base_path
 
 # Dense bf16 TFLOP/s with fp32 accumulation, without sparsity, by the name that torch.cuda.get_device_name() gives.
 # Sources: NVIDIA's data sheets of each product (where only the sparse figure is printed, half of it), the Ampere GA102,
@@ -99,7 +99,7 @@ def stage_work(recipe: TrainRecipe, stage: StageName) -> StageWork:
     Raises:
         FileNotFoundError: if there is no such base.
     """
-    fields = QMoPConfig.from_pretrained(base_path(recipe.base), local_files_only=True).to_dict()
+    fields = base_config(recipe).to_dict()
     options = compressor_options(recipe, stage)
     fields.update(compressor=recipe.compressor, compressor_tokens=recipe.tokens, compressor_options=options)
     config = QMoPConfig.from_dict(fields)

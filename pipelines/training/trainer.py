@@ -15,10 +15,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cluster.capacity import require
 from cluster.progress import Progress
 from cluster.session import ray_session
-from cluster.storage import absolute, arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
+from cluster.storage import arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
 from pipelines.board import Board, listening
 from pipelines.corpus.feed import READING_CPUS, CorpusFeed
 from pipelines.corpus.manifest import Manifest, load_manifest
+from pipelines.training.bases import base_config, base_of, require_eyes_for_words
 from pipelines.training.curves import curves
 from pipelines.training.exports import FOLDER, WEIGHTS, export_name, is_complete
 from pipelines.training.loop import train_loop
@@ -28,7 +29,6 @@ from pipelines.training.sight import Sight
 from pipelines.training.tracking import Tracker, check_trackers, open_trackers
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
-from qmop.tiny.base import base_path
 
 _RUN, _LONGEST = "run.json", 60
 _NEWS = {
@@ -61,8 +61,9 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     wanted = {name: _export_uris(recipe, name) for name in recipe.stages}
     exports = tuple(uri for uris in wanted.values() for uri in uris)
     manifest = load_manifest(recipe.corpus)
-    plans = _plans(recipe, wanted, manifest)
-    _claim(recipe, manifest)
+    base = base_of(recipe, progress)
+    plans = _plans(recipe, wanted, manifest, base)
+    _claim(recipe, manifest, base)
     if not plans:
         progress.say(f"training {recipe.compressor}: reusing all {len(exports)} checkpoints in {recipe.output}")
         return TrainResult(exports=exports, trained=False)
@@ -84,15 +85,17 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
 
 def check_compressor(recipe: TrainRecipe) -> None:
     """Build the projector without memory, so that a wrong method, option or budget is refused at once."""
-    fields = QMoPConfig.from_pretrained(base_path(recipe.base), local_files_only=True).to_dict()
+    fields = base_config(recipe).to_dict()
     for stage in recipe.stages:
         options = compressor_options(recipe, stage)
         fields.update(compressor=recipe.compressor, compressor_tokens=recipe.tokens, compressor_options=options)
         try:
+            config = QMoPConfig.from_dict(fields)
             with torch.device("meta"):
-                projector = projector_spec(QMoPConfig.from_dict(fields)).build()
+                projector = projector_spec(config).build()
         except TypeError as error:
             raise ValueError(f"options {recipe.options} do not fit {recipe.compressor}: {error}") from error
+        require_eyes_for_words(recipe, config)
         if recipe.max_length <= projector.token_count():
             raise ValueError(
                 f"max_length is {recipe.max_length}, but stage {stage} shows {projector.token_count()} visual tokens: "
@@ -105,9 +108,11 @@ def _export_uris(recipe: TrainRecipe, stage: StageName) -> list[str]:
     return [join(recipe.output, FOLDER, name) for name in names]
 
 
-def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Manifest) -> tuple[StagePlan, ...]:
+def _plans(
+    recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Manifest, base: str
+) -> tuple[StagePlan, ...]:
     """The stages that still have to run; each starts from the last export of the one before."""
-    plans, base = [], absolute(base_path(recipe.base))
+    plans = []
     for number, (stage, uris) in enumerate(wanted.items()):
         feed = CorpusFeed(
             corpora=recipe.corpus,
@@ -130,11 +135,11 @@ def _plans(recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Ma
     return tuple(plans)
 
 
-def _claim(recipe: TrainRecipe, manifest: Manifest) -> None:
+def _claim(recipe: TrainRecipe, manifest: Manifest, base: str) -> None:
     """Write the recipe beside its run, or refuse a folder that holds a run of another recipe or corpus."""
     place = join(recipe.output, _RUN)
-    base = sha256_of(join(absolute(base_path(recipe.base)), WEIGHTS))
-    mine = {"digest": recipe.digest, "corpus": manifest.digest, "base": base, "recipe": asdict(recipe)}
+    weights = sha256_of(join(base, WEIGHTS))
+    mine = {"digest": recipe.digest, "corpus": manifest.digest, "base": weights, "recipe": asdict(recipe)}
     mine = json.loads(json.dumps(mine))
     if not exists(place):
         write_atomic(place, (json.dumps(mine, indent=2) + "\n").encode())

@@ -74,9 +74,10 @@ def test_shipped_recipes_are_valid(name: str) -> None:
     from jobs.prepare import RECIPE as PREPARE  # noqa: PLC0415
     from jobs.quickstart import RECIPE as QUICKSTART  # noqa: PLC0415
     from jobs.report import RECIPE as REPORT  # noqa: PLC0415
+    from jobs.reproduce import RECIPE as REPRODUCE  # noqa: PLC0415
 
     kinds = {"train": TRAIN, "serve": SERVE, "evaluate": EVALUATE, "quickstart": QUICKSTART}
-    kinds |= {"prepare": PREPARE, "report": REPORT}
+    kinds |= {"prepare": PREPARE, "report": REPORT, "reproduce": REPRODUCE}
     rest = {
         "prepare": ["--output", "o"],
         "report": ["--results", "r"],
@@ -84,4 +85,4 @@ def test_shipped_recipes_are_valid(name: str) -> None:
         "evaluate": ["--checkpoints", "[tiny]", "--output", "o"],
     }
     job = name.partition("-")[0]
-    assert parse_recipe(f"qmop {job}", "", kinds[job], ["--config", name, *rest.get(job, [])])
+    assert parse_recipe(f"qmop {job}", "", kinds.get(job, TRAIN), ["--config", name, *rest.get(job, [])])

@@ -95,7 +95,7 @@ def publish(
         files = {}
         for path in sorted(p for p in Path(scratch).rglob("*") if p.is_file()):
             name = path.relative_to(scratch).as_posix()
-            files[name] = (path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+            files[name] = (path.stat().st_size, sha256_of(path))
             put_file(path, join(uri, name))
     model_files = ((name, digest) for name, (_, digest) in files.items() if name != "README.md")
     digest = hashlib.sha256("".join(f"{n}{d}" for n, d in model_files).encode()).hexdigest()

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("projectors", "prefill", "corpus", "quickstart")
+BENCHES = ("projectors", "prefill", "corpus", "training", "quickstart")
 ON_REQUEST = ("elastic", "gpu_proof")
 
 if __name__ == "__main__":

@@ -13,16 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from cluster.progress import Progress
-from cluster.session import RaySettings, ray_session
 from pipelines.corpus.audit import audit
-from pipelines.corpus.prepare import prepare
-from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.training.recipe import StageRecipe, TrainRecipe
 from pipelines.training.trainer import train
-from qmop.tiny.assemble import tiny_model, tiny_processor
+from tests.pipelines.training.grounds import ground_in
 from tests.pipelines.training.killing import Moment, curve, killed, notes, under_way, visible
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -34,25 +30,19 @@ DONE = Path("runs/soak/training-kills.txt")
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainRecipe]:
     """A recipe whose run nobody disturbed stands in its output folder."""
-    folder = tmp_path_factory.mktemp("soak")
-    torch.manual_seed(0)
-    tiny_model().save_pretrained(folder / "base")
-    tiny_processor().save_pretrained(folder / "base")
-    recipe = TrainRecipe(
-        corpus=str(folder / "corpus"),
-        output=str(folder / "undisturbed"),
-        base=str(folder / "base"),
-        micro_batch=4,
-        global_batch=12,
-        align=StageRecipe(steps=0),
-        tune=StageRecipe(steps=STEPS, projector_rate=1e-3, language_rate=1e-3),
-        save_every=2,
-        log_every=1,
-        workers=1,
-    )
-    with ray_session(RaySettings(num_cpus=8), Progress(stream=io.StringIO())):
-        asked = PrepareRecipe(source="rendered", output=recipe.corpus, count=200, samples_per_shard=20)
-        prepare(asked, Progress(stream=io.StringIO()))
+    with ground_in(tmp_path_factory.mktemp("soak"), samples_per_shard=20) as folder:
+        recipe = TrainRecipe(
+            corpus=str(folder / "corpus"),
+            output=str(folder / "undisturbed"),
+            base=str(folder / "base"),
+            micro_batch=4,
+            global_batch=12,
+            align=StageRecipe(steps=0),
+            tune=StageRecipe(steps=STEPS, projector_rate=1e-3, language_rate=1e-3),
+            save_every=2,
+            log_every=1,
+            workers=1,
+        )
         train(recipe, Progress(stream=io.StringIO()))
         yield recipe
 

@@ -8,16 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from cluster.progress import Progress
-from cluster.session import RaySettings, ray_session
 from pipelines.corpus.audit import audit
-from pipelines.corpus.prepare import prepare
-from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.training.recipe import StageRecipe, TrainRecipe
 from pipelines.training.trainer import train
-from qmop.tiny.assemble import tiny_model, tiny_processor
+from tests.pipelines.training.grounds import ground_in
 from tests.pipelines.training.killing import curve, killed, notes, under_way, visible
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
@@ -27,13 +23,7 @@ STEPS = 9
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A Ray session, a small corpus and a base with random weights."""
-    folder = tmp_path_factory.mktemp("resume")
-    torch.manual_seed(0)
-    tiny_model().save_pretrained(folder / "base")
-    tiny_processor().save_pretrained(folder / "base")
-    with ray_session(RaySettings(num_cpus=8), Progress(stream=io.StringIO())):
-        recipe = PrepareRecipe(source="rendered", output=str(folder / "corpus"), count=200, samples_per_shard=20)
-        prepare(recipe, Progress(stream=io.StringIO()))
+    with ground_in(tmp_path_factory.mktemp("resume"), samples_per_shard=20) as folder:
         yield folder
 
 

@@ -12,13 +12,12 @@ from PIL import Image
 
 import qmop
 from cluster.progress import Progress
-from cluster.session import RaySettings, ray_session
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.training.exports import read_card
 from pipelines.training.recipe import StageRecipe, TrainRecipe
 from pipelines.training.trainer import train
-from qmop.tiny.assemble import tiny_model, tiny_processor
+from tests.pipelines.training.grounds import ground_in
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
 
@@ -26,15 +25,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A Ray session, a small corpus and a base with random weights."""
-    folder = tmp_path_factory.mktemp("training")
-    torch.manual_seed(0)
-    tiny_model().save_pretrained(folder / "base")
-    tiny_processor().save_pretrained(folder / "base")
-    with ray_session(RaySettings(num_cpus=8), Progress()):
-        recipe = PrepareRecipe(
-            source="rendered", output=str(folder / "corpus"), count=200, samples_per_shard=100, seed=5
-        )
-        prepare(recipe, Progress())
+    with ground_in(tmp_path_factory.mktemp("training"), samples_per_shard=100) as folder:
         yield folder
 
 

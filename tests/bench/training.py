@@ -1,0 +1,132 @@
+"""What a training step of ours costs beside DeepSpeed alone and beside torch's DistributedDataParallel.
+
+Three pairs of processes are there at the same time and take turns, eight steps each; who does not work is stopped
+(SIGSTOP), Ray's processes included. So the speed of a shared machine is the same for all, and only ratios inside one
+round count.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.ports import free_port
+from cluster.progress import Progress
+from pipelines.corpus.prepare import prepare
+from pipelines.corpus.recipe import PrepareRecipe
+from tests.bench.corpus import interval
+from tests.bench.projectors import progress
+from tests.bench.training_ways import STEPS, WORLD
+
+WAYS = {"ddp": "(i) torch DDP", "deepspeed": "(ii) DeepSpeed alone", "ours": "(iii) ours under Ray Train"}
+WARM, ROUNDS, SAMPLES = 2, 8, 2000
+_MODULE, _LONGEST_S, _POLL_S = "tests.bench.training_ways", 300.0, 0.02
+
+
+@contextmanager
+def group(way: str, folder: Path) -> Iterator[list[psutil.Process]]:
+    """The processes that were started for a way; ended with all below them."""
+    command = [sys.executable, "-m", _MODULE, way, str(folder)]
+    shared = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1"}
+    shared["MASTER_PORT"] = str(free_port())
+    environments = [os.environ] if way == "ours" else [shared | {"RANK": str(rank)} for rank in range(WORLD)]
+    log = (folder / f"{way}.log").open("w")
+    started = [psutil.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT) for env in environments]
+    try:
+        yield started
+    finally:
+        tell(started, signal.SIGCONT)
+        for process in [below for one in started for below in everyone(one)]:
+            process.kill()
+        for process in started:
+            process.wait()
+
+
+def everyone(process: psutil.Process) -> list[psutil.Process]:
+    """A process and all below it."""
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def tell(processes: list[psutil.Process], what: signal.Signals) -> None:
+    """Send a signal to processes and all below them."""
+    for process in [below for one in processes for below in everyone(one)]:
+        try:
+            process.send_signal(what)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def block(way: str, number: int, folder: Path, processes: list[psutil.Process]) -> dict[str, Any]:
+    """Let a way take its next steps; what it measured."""
+    tell(processes, signal.SIGCONT)
+    (folder / f"go-{way}-{number}").touch()
+    done, deadline = folder / f"done-{way}-{number}", time.monotonic() + _LONGEST_S
+    while not done.exists():
+        ended = [process for process in processes if process.poll() is not None]
+        if ended or time.monotonic() > deadline:
+            raise RuntimeError(f"{way} did not take its steps:\n{(folder / f'{way}.log').read_text()[-3000:]}")
+        time.sleep(_POLL_S)
+    tell(processes, signal.SIGSTOP)
+    said: dict[str, Any] = json.loads(done.read_text())
+    return said
+
+
+def rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Seconds of a step by way, round for round."""
+    seen: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    with group("ddp", folder) as ddp, group("deepspeed", folder) as deepspeed, group("ours", folder) as ours:
+        processes = {"ddp": ddp, "deepspeed": deepspeed, "ours": ours}
+        for number in range(WARM + ROUNDS):
+            for turn in range(len(WAYS)):
+                way = list(WAYS)[(turn + number) % len(WAYS)]
+                said = block(way, number, folder, processes[way])
+                progress(f"training: round {number + 1} of {WARM + ROUNDS}, {way}: {said['seconds']:.3f} s a step")
+                seen[way].append(said)
+    return {way: many[WARM:] for way, many in seen.items()}
+
+
+def table(seen: dict[str, list[dict[str, Any]]]) -> str:
+    """Ratios with their intervals, and what training waits for."""
+    seconds = {way: [one["seconds"] for one in many] for way, many in seen.items()}
+    lines = ["| way | seconds a step, median |", "|---|---|"]
+    lines += [f"| {WAYS[way]} | {statistics.median(many):.3f} |" for way, many in seconds.items()]
+    lines += ["", f"| ratio, {ROUNDS} rounds | mean, 95 % interval | limit |", "|---|---|---|"]
+    for one, other, limit in (("ours", "deepspeed", 1.025), ("deepspeed", "ddp", None)):
+        mean, low, high = interval([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])
+        verdict = "none" if limit is None else f"{limit} at the upper end, {'met' if high <= limit else 'missed'}"
+        lines.append(f"| {WAYS[one]} / {WAYS[other]} | {mean:.3f} ({low:.3f}-{high:.3f}) | {verdict} |")
+    step = statistics.median(seconds["ours"])
+    waited = statistics.median(one["waited_s"] for one in seen["ours"]) / step
+    last = seen["ours"][-1]
+    stall = last["stalled_s"] / max(1, last["saves"]) / (100 * step)
+    lines += ["", "| ours waits for | share of the time | limit |", "|---|---|---|"]
+    lines.append(f"| data | {100 * waited:.2f} % | 1 %, {'met' if waited < 0.01 else 'missed'} |")
+    lines.append(f"| states, one every 100 steps | {100 * stall:.2f} % | 1 %, {'met' if stall < 0.01 else 'missed'} |")
+    return "\n".join(lines)
+
+
+def run() -> str:
+    """Make a corpus, let the three take turns, report."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        wanted = PrepareRecipe(source="rendered", output=str(folder / "corpus"), count=SAMPLES, samples_per_shard=200)
+        prepare(wanted, Progress(stream=io.StringIO()))
+        seen = rounds(folder)
+    head = f"QMoP over the embedded base, {WORLD} processes with one thread each, 128 samples a step, ZeRO-1, fp32; "
+    return f"{head}{ROUNDS} rounds of {STEPS} steps\n\n{table(seen)}"

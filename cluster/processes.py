@@ -47,6 +47,17 @@ def undisturbed() -> Iterator[None]:
             signal.raise_signal(number)
 
 
+@contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Put back what handled SIGINT and SIGTERM, for calls into libraries that leave handlers of their own behind."""
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for which, handler in before.items():
+            set_handler(which, handler)
+
+
 def set_handler(which: signal.Signals, handler: _Handler) -> None:
     """Install a signal handler where that can be done: in the main thread, and if it was set from Python."""
     if threading.current_thread() is threading.main_thread() and handler is not None:

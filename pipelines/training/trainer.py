@@ -13,6 +13,7 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.capacity import require
+from cluster.processes import handlers_kept
 from cluster.progress import Progress
 from cluster.session import ray_session
 from cluster.storage import arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
@@ -187,7 +188,7 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
     trackers = open_trackers(recipe.trackers, recipe.output, name, say=progress.say)
     trackers.facts({"recipe": asdict(recipe), "digest": recipe.digest})
     try:
-        with listening(board, _teller(progress, notes, Sight(recipe), trackers)):
+        with handlers_kept(), listening(board, _teller(progress, notes, Sight(recipe), trackers)):
             trainer.fit()
     finally:
         _keep_notes(recipe, notes)

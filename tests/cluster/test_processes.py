@@ -9,7 +9,7 @@ import threading
 import psutil
 import pytest
 
-from cluster.processes import descendants, end, ended_by_sigterm, undisturbed
+from cluster.processes import descendants, end, ended_by_sigterm, handlers_kept, undisturbed
 
 _STUBBORN = """
 import signal, subprocess, sys
@@ -68,6 +68,15 @@ def test_a_signal_waits_until_the_clean_up_is_through(which: signal.Signals) -> 
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         clean_up()
     assert len(steps) == 2
+
+
+def test_what_a_library_leaves_behind_is_put_back() -> None:
+    before = {which: signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.raises(RuntimeError), handlers_kept():
+        for which in before:
+            signal.signal(which, lambda *_: None)
+        raise RuntimeError
+    assert {which: signal.getsignal(which) for which in before} == before
 
 
 def test_other_threads_leave_signals_alone() -> None:

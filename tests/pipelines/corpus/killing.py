@@ -16,6 +16,7 @@ from ray.train.collective import barrier, broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from cluster.processes import handlers_kept
 from pipelines.corpus.audit import Audit, audit, steps_that_counted
 from pipelines.corpus.feed import CorpusFeed
 from pipelines.corpus.ledger import Ledger, open_ledger
@@ -65,7 +66,8 @@ class Run:
             run_config=ray.train.RunConfig(name="killed", storage_path=str(self.folder / "ray")),
         )
         try:
-            trainer.fit()
+            with handlers_kept():
+                trainer.fit()
         except TrainingFailedError:
             if kill is None:
                 raise

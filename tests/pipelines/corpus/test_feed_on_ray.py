@@ -14,6 +14,7 @@ import ray.data
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from cluster.processes import handlers_kept
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
 from pipelines.corpus.feed import CorpusFeed
@@ -173,13 +174,14 @@ def test_ray_train_hands_each_worker_its_positions(corpus: Manifest, tmp_path: P
         name = f"{rank}.json"
         (config["folder"] / name).write_text(json.dumps(seen))
 
-    TorchTrainer(
-        loop,
-        train_loop_config={"feed": feed, "folder": tmp_path},
-        torch_config=TorchConfig(backend="gloo"),
-        scaling_config=ray.train.ScalingConfig(num_workers=2),
-        run_config=ray.train.RunConfig(name="feed", storage_path=str(tmp_path / "train")),
-    ).fit()
+    with handlers_kept():
+        TorchTrainer(
+            loop,
+            train_loop_config={"feed": feed, "folder": tmp_path},
+            torch_config=TorchConfig(backend="gloo"),
+            scaling_config=ray.train.ScalingConfig(num_workers=2),
+            run_config=ray.train.RunConfig(name="feed", storage_path=str(tmp_path / "train")),
+        ).fit()
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert seen[0] == [list(range(8 * step, 8 * step + 4)) for step in range(5)]
     assert seen[1] == [list(range(8 * step + 4, 8 * step + 8)) for step in range(5)]

@@ -17,10 +17,10 @@ quickstart: setup  ## corpus, training, evaluation, report, service, answers
 	$(BIN)/qmop quickstart $(ARGS)
 
 test: setup  ## every test but the soak, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 unit: setup  ## the tests that start neither Ray nor a server
-	$(BIN)/python -m pytest -m "not soak and not pipeline and not slow" $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak and not pipeline and not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## style, format, types
 	$(BIN)/ruff check .

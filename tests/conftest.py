@@ -15,5 +15,6 @@ pytest_plugins = ["tests.fixtures.other_cluster", "tests.fixtures.s3_server"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole pipelines first: beside a second worker the many short tests then fill what is left of the time."""
-    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
+    """Files with whole pipelines first: beside a second worker many short tests then fill up the time."""
+    long = {item.path for item in items if item.get_closest_marker("pipeline")}
+    items.sort(key=lambda item: item.path not in long)

@@ -30,6 +30,7 @@ __all__ = [
     "arrow_filesystem",
     "create_if_absent",
     "exists",
+    "get_file",
     "is_s3",
     "join",
     "list_files",
@@ -45,6 +46,7 @@ __all__ = [
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 _PREFETCH_BYTES = 8 * 1024 * 1024
+_PIECE_BYTES = 1024 * 1024
 
 
 def is_s3(uri: str | Path) -> bool:
@@ -109,7 +111,7 @@ def sha256_of(uri: str | Path) -> str:
     """The SHA-256 of a file in hexadecimal, read in pieces."""
     digest = hashlib.sha256()
     with open_read(uri) as stream, _explained(uri):
-        while piece := stream.read(1024 * 1024):
+        while piece := stream.read(_PIECE_BYTES):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -141,6 +143,24 @@ def put_file(source: Path, uri: str | Path) -> None:
             return
         with local.finished_beside(local.path_of(uri), stream) as temporary:
             temporary.replace(local.path_of(uri))
+
+
+def get_file(uri: str | Path, target: Path) -> str:
+    """Copy ``uri`` to the local file ``target``, in pieces.
+
+    Returns:
+        The SHA-256 of what was read, in hexadecimal.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        StorageError: if it cannot be read, or ``target`` cannot be written.
+    """
+    digest = hashlib.sha256()
+    with open_read(uri) as stream, _explained(uri), target.open("wb") as copy:
+        while piece := stream.read(_PIECE_BYTES):
+            digest.update(piece)
+            copy.write(piece)
+    return digest.hexdigest()
 
 
 def create_if_absent(uri: str | Path, data: bytes) -> bool:

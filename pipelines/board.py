@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _POLL_S, _PATIENCE_S = 0.5, 10.0
 
@@ -28,6 +29,12 @@ class Board:
         """All notes since the last call."""
         notes, self._notes = self._notes, []
         return notes
+
+
+def open_board() -> Any:
+    """A board on the driver's own machine, so that notes are not lost with another."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Board.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from qmop.compressors.base import Declaration
 from qmop.configuration_qmop import QMoPConfig
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
+from qmop.quiet import without_tables
 
 
 def load(
@@ -82,7 +80,7 @@ def read_weights(folder: Path, **options: Any) -> tuple[QMoPForConditionalGenera
         ValueError: if a file is damaged.
     """
     try:
-        with _no_tables():
+        with without_tables():
             model, report = QMoPForConditionalGeneration.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -96,21 +94,6 @@ def read_weights(folder: Path, **options: Any) -> tuple[QMoPForConditionalGenera
     mismatched = sorted(f"{name} {tuple(stored)}" for name, stored, _ in report["mismatched_keys"])
     misfits = {kind: sorted(report[kind]) for kind in ("missing_keys", "unexpected_keys")}
     return model.eval(), {**misfits, "mismatched_keys": mismatched}
-
-
-@contextmanager
-def _no_tables() -> Iterator[None]:
-    """Without transformers' table of misfits, which names weights that the caller is about to fill in."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_grave)  # not a level: transformers does more work, and tells of it, where one is set
-    try:
-        yield
-    finally:
-        logger.removeFilter(_grave)
-
-
-def _grave(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 def derive(

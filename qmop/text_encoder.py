@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from qmop.encoders import QueryEncoder
+from qmop.quiet import without_tables
 
 PAIRS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 """Families of checkpoints with two towers, and the vision tower that each is paired with."""
@@ -81,23 +81,16 @@ def _check_pair(folder: Path, config: Any, vision_config: Any) -> None:
 def _text_tower(folder: Path, kind: Any, text_config: Any, dtype: torch.dtype) -> Any:
     """The text tower with the checkpoint's weights."""
     settings = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_grave)  # the vision tower's weights are left out on purpose, and would be listed
     try:
-        tower, report = kind.from_pretrained(folder, config=text_config, **settings)
+        with without_tables():  # the vision tower's weights are left out on purpose
+            tower, report = kind.from_pretrained(folder, config=text_config, **settings)
     except SafetensorError as error:
         raise ValueError(f"a .safetensors file in {folder} is damaged ({error}); save it again") from error
     except OSError as error:
         raise FileNotFoundError(f"{folder} holds no model.safetensors: save it again as safetensors") from error
-    finally:
-        logger.removeFilter(_grave)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{folder} lacks weights of its text tower ({', '.join(missing[:3])}): save it again")
     return tower
-
-
-def _grave(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 def _stored(folder: Path, name: str) -> Tensor:

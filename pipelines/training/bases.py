@@ -7,7 +7,6 @@ start values of a linear layer), pictures are padded to squares before they are 
 from __future__ import annotations
 
 import json
-import logging
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from qmop.configuration_qmop import QMoPConfig
 from qmop.loading import declared
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
+from qmop.quiet import without_tables
 from qmop.stock_llava import ASKS, SELECTIONS, from_llava
 from qmop.text_encoder import VOCABULARIES, load_query_encoder
 from qmop.tiny.base import base_path
@@ -240,21 +240,14 @@ def _tower(folder: Path) -> Any:
 def _weights(kind: Any, folder: Path, field: str, **options: Any) -> Any:
     """A module with the weights of a folder, whole, in evaluation mode."""
     settings = {"dtype": "auto", "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    logger = logging.getLogger("transformers.modeling_utils")
-    logger.addFilter(_grave)  # the other tower's weights are left out on purpose, and would be listed
     try:
-        module, report = kind.from_pretrained(folder, **settings, **options)
+        with without_tables():  # the other tower's weights are left out on purpose
+            module, report = kind.from_pretrained(folder, **settings, **options)
     except SafetensorError as error:
         raise ValueError(f"a .safetensors file of {field} in {folder} is damaged ({error}): fetch it again") from error
-    finally:
-        logger.removeFilter(_grave)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{field} {folder} lacks weights ({', '.join(missing[:3])}): fetch or save it again")
     return module.eval()
-
-
-def _grave(record: logging.LogRecord) -> bool:
-    return record.levelno >= logging.ERROR
 
 
 @torch.no_grad()

@@ -16,7 +16,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import exists, is_s3, join, list_sizes, put_file, read_bytes, remove, sha256_of, write_atomic
+from cluster.storage import (
+    exists,
+    get_file,
+    is_s3,
+    join,
+    list_sizes,
+    put_file,
+    read_bytes,
+    remove,
+    sha256_of,
+    write_atomic,
+)
 from qmop import __version__
 from qmop.model_card import write_card
 from qmop.modeling_qmop import QMoPForConditionalGeneration
@@ -25,6 +36,8 @@ from qmop.processing_qmop import QMoPProcessor
 CARD = "checkpoint.json"
 FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"
+RETIRED = "retired.json"
+"""Stands where a run has removed an export of its own."""
 _LIBRARIES = ("torch", "transformers", "deepspeed", "ray")
 
 
@@ -87,7 +100,8 @@ def publish(
         uri: the checkpoint's folder.
         facts: the card's fields other than name, digest, visual tokens, files and versions.
     """
-    remove(join(uri, CARD))  # an export that is written anew is no checkpoint until it is whole again
+    for mark in (CARD, RETIRED):  # an export that is written anew is no checkpoint until it is whole again
+        remove(join(uri, mark))
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch, state_dict=state)
         processor.save_pretrained(scratch)
@@ -136,11 +150,11 @@ def read_card(uri: str) -> CheckpointCard:
 
 
 def is_complete(uri: str) -> bool:
-    """Whether a checkpoint is there with all its files."""
+    """Whether a checkpoint is there with all its files, or was and has been removed by its own run."""
     try:
         read_card(uri)
     except (FileNotFoundError, ValueError):
-        return False
+        return exists(join(uri, RETIRED))
     return True
 
 
@@ -158,14 +172,18 @@ def local_copy(uri: str) -> Iterator[Path]:
         yield Path(uri)
         return
     card = read_card(uri)
-    if sha256_of(join(uri, WEIGHTS)) != card.files[WEIGHTS][1]:
-        raise ValueError(f"{uri} is damaged: the digest of {WEIGHTS} is not the one in {CARD}; export it again")
     if not is_s3(uri):
+        _require(uri, WEIGHTS, sha256_of(join(uri, WEIGHTS)), card)
         yield Path(uri)
         return
     with tempfile.TemporaryDirectory() as scratch:
         for name in card.files:
             target = Path(scratch, name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(read_bytes(join(uri, name)))
+            _require(uri, name, get_file(join(uri, name), target), card)
         yield Path(scratch)
+
+
+def _require(uri: str, name: str, digest: str, card: CheckpointCard) -> None:
+    if digest != card.files[name][1]:
+        raise ValueError(f"{uri} is damaged: the digest of {name} is not the one in {CARD}; export it again")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
+from functools import partial
 
+import torch
+
+from pipelines.training.agreement import from_rank_zero
 from pipelines.training.engine import quiet_start
 from pipelines.training.exports import is_complete
 from pipelines.training.plans import LoopSettings, StagePlan
@@ -20,30 +22,24 @@ def train_loop(settings: LoopSettings) -> None:
 
     torch.set_num_threads(max(1, int(settings.recipe.cpus_per_worker)))
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
-    found = _found_state(settings)
+    found = from_rank_zero(partial(_found_state, settings))
     for plan in settings.plans:
-        if _already_exported(plan):
+        if from_rank_zero(partial(_is_exported, plan)):
             continue
         resuming = found.card is not None and found.card.stage == plan.name
         StageRun(settings, plan).run(found if resuming else Found())
 
 
 def _found_state(settings: LoopSettings) -> Found:
-    """The latest resumable state of the run; one process looks and tidies up, so that all agree."""
-    seen: list[Found | None] = [None]
-    if dist.get_rank() == 0:
-        folder = states_folder(settings.recipe)
-        forget_unfinished(folder)
-        seen = [latest(folder, settings.recipe.stages)]
-        for uri, why in seen[0].refused.items():  # type: ignore[union-attr]
-            settings.board.post.remote({"kind": "refused", "name": uri, "why": why})
-    dist.broadcast_object_list(seen)
-    assert seen[0] is not None
-    return seen[0]
+    """The latest resumable state of the run, after what killed processes left has been tidied up."""
+    folder = states_folder(settings.recipe)
+    forget_unfinished(folder)
+    found = latest(folder, settings.recipe.stages)
+    for uri, why in found.refused.items():
+        settings.board.post.remote({"kind": "refused", "name": uri, "why": why})
+    return found
 
 
-def _already_exported(plan: StagePlan) -> bool:
-    """Whether a stage was finished before a restart; one process looks, so that all agree."""
-    seen = [all(is_complete(uri) for uri in plan.exports) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(seen)
-    return bool(seen[0])
+def _is_exported(plan: StagePlan) -> bool:
+    """Whether a stage was finished before a restart."""
+    return all(is_complete(uri) for uri in plan.exports)

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.storage import is_s3, list_sizes, open_read, sha256_of
+from cluster.storage import get_file, is_s3, list_sizes, sha256_of
 
 EMBEDDED = "tiny"
 """The base where nothing is named."""
@@ -138,8 +137,7 @@ def _copy_down(uri: str, target: Path, *, only_config: bool) -> None:
         file = name.rsplit("/", 1)[-1]
         if file != "config.json" and (only_config or Path(file).suffix not in _KINDS):
             continue
-        with open_read(name) as source, (target / file).open("wb") as copy:
-            shutil.copyfileobj(source, copy)
+        get_file(name, target / file)
 
 
 def _from_hub(field: str, place: str, *, only_config: bool) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import time
@@ -19,7 +18,18 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cluster.storage import StorageError, exists, is_s3, join, put_file, read_bytes, remove, sha256_of, write_atomic
+from cluster.storage import (
+    StorageError,
+    exists,
+    get_file,
+    is_s3,
+    join,
+    put_file,
+    read_bytes,
+    remove,
+    sha256_of,
+    write_atomic,
+)
 from pipelines.training.fragments import KINDS, Fragment, adam_steps, held, put_back
 from pipelines.training.states import (
     Part,
@@ -204,10 +214,8 @@ def _local(uri: str, part: Part, scratch: str) -> str:
     """A part as a local file that is what the card says."""
     place = join(uri, part.name)
     if is_s3(uri):
-        data = read_bytes(place)
-        digest = hashlib.sha256(data).hexdigest()
-        place = str(Path(scratch, part.name))
-        Path(place).write_bytes(data)
+        copy = Path(scratch, part.name)
+        place, digest = str(copy), get_file(place, copy)
     else:
         digest = sha256_of(place)
     if digest != part.sha256:

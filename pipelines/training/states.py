@@ -17,7 +17,7 @@ from typing import Any
 
 from cluster.storage import exists, join, list_files, list_sizes, read_bytes, remove, write_atomic
 
-FOLDER, CARD = "states", "state.json"
+CARD = "state.json"
 KEY_VARIABLE = "QMOP_STATE_KEY"
 FORMAT = 1
 
@@ -124,8 +124,7 @@ def read_state(uri: str) -> StateCard:
         card = StateCard(**{**said, "parts": parts})
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{uri} has a damaged {CARD} ({error}): delete that folder") from error
-    sizes = list_sizes(uri)
-    if wrong := [part.name for part in card.parts if sizes.get(join(uri, part.name)) != part.size]:
+    if wrong := _misfits(uri, card):
         raise ValueError(f"{uri} is damaged: {', '.join(wrong)} missing or of another size than {CARD} says")
     return card
 
@@ -181,8 +180,7 @@ def publish_state(uri: str, card: StateCard) -> None:
     Raises:
         ValueError: if a file is not as its writer said, or parameters are not covered.
     """
-    sizes = list_sizes(uri)
-    if wrong := [part.name for part in card.parts if sizes.get(join(uri, part.name)) != part.size]:
+    if wrong := _misfits(uri, card):
         raise ValueError(f"state {uri}: {', '.join(wrong)} did not arrive whole, so the state was not made visible")
     if gaps := [name for name, whole in card.parameters.items() if not _covered(name, whole, card.parts)]:
         raise ValueError(
@@ -208,6 +206,12 @@ def pieces(card: StateCard, name: str, start: int, count: int) -> Iterator[tuple
             at += taken
     if at < stop:
         raise ValueError(f"state {card.name}: elements {at} to {stop} of {name} are missing, it cannot be loaded")
+
+
+def _misfits(uri: str, card: StateCard) -> list[str]:
+    """The files that are not there in the size that the card says."""
+    sizes = list_sizes(uri)
+    return [part.name for part in card.parts if sizes.get(join(uri, part.name)) != part.size]
 
 
 def _covered(name: str, whole: int, parts: tuple[Part, ...]) -> bool:

@@ -55,6 +55,16 @@ def test_a_file_is_copied_in_whole(root: str, tmp_path: Path) -> None:
         storage.put_file(tmp_path / "nothing.bin", uri)
 
 
+def test_a_file_is_copied_out_in_pieces_with_its_digest(root: str, tmp_path: Path) -> None:
+    data, target = os.urandom(2 * 1024 * 1024 + 3), tmp_path / "copy.bin"
+    uri = storage.join(root, "big.bin")
+    storage.write_atomic(uri, data)
+    assert storage.get_file(uri, target) == hashlib.sha256(data).hexdigest()
+    assert target.read_bytes() == data
+    with pytest.raises(FileNotFoundError, match=r"missing\.bin does not exist"):
+        storage.get_file(storage.join(root, "missing.bin"), target)
+
+
 def test_listing_is_sorted_filtered_and_as_deep_as_asked(root: str) -> None:
     for name in ("b.tar", "a.tar", "note.txt", "sub/c.tar"):
         storage.write_atomic(storage.join(root, name), b"12")

@@ -18,7 +18,7 @@ from cluster.progress import Progress
 from pipelines.corpus.audit import audit
 from pipelines.training.recipe import StageRecipe, TrainRecipe
 from pipelines.training.trainer import train
-from tests.pipelines.training.grounds import ground_in
+from tests.pipelines.training.grounds import ground_in, tuning
 from tests.pipelines.training.killing import Moment, curve, killed, notes, under_way, visible
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -31,18 +31,8 @@ DONE = Path("runs/soak/training-kills.txt")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainRecipe]:
     """A recipe whose run nobody disturbed stands in its output folder."""
     with ground_in(tmp_path_factory.mktemp("soak"), samples_per_shard=20) as folder:
-        recipe = TrainRecipe(
-            corpus=str(folder / "corpus"),
-            output=str(folder / "undisturbed"),
-            base=str(folder / "base"),
-            micro_batch=4,
-            global_batch=12,
-            align=StageRecipe(steps=0),
-            tune=StageRecipe(steps=STEPS, projector_rate=1e-3, language_rate=1e-3),
-            save_every=2,
-            log_every=1,
-            workers=1,
-        )
+        tune = StageRecipe(steps=STEPS, projector_rate=1e-3, language_rate=1e-3)
+        recipe = tuning(folder, "undisturbed", workers=1, tune=tune)
         train(recipe, Progress(stream=io.StringIO()))
         yield recipe
 

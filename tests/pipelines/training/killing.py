@@ -44,25 +44,39 @@ def under_way(run: Path, name: str) -> Moment:
 
 
 @contextmanager
-def killed(moment: Moment, which: int = -1) -> Iterator[list[int]]:
-    """Kill one worker at a moment of what runs in the block; the killed process's id."""
-    done, victims = threading.Event(), []
+def meanwhile(*acts: tuple[Moment, Callable[[], None]]) -> Iterator[None]:
+    """Do things one after the other, each as soon as its moment has come, beside what runs in the block."""
+    done = threading.Event()
 
     def watch() -> None:
-        deadline = time.monotonic() + _LONGEST_S
-        while not done.wait(_POLL_S) and time.monotonic() < deadline:
-            if moment() and (there := workers()):
-                there[which].send_signal(signal.SIGKILL)
-                victims.append(there[which].pid)
-                return
+        deadline, left = time.monotonic() + _LONGEST_S, list(acts)
+        while left and not done.wait(_POLL_S) and time.monotonic() < deadline:
+            moment, act = left[0]
+            if moment():
+                act()
+                del left[0]
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        yield victims
+        yield
     finally:
         done.set()
         watcher.join()
+
+
+@contextmanager
+def killed(moment: Moment, which: int = -1) -> Iterator[list[int]]:
+    """Kill one worker at a moment of what runs in the block; the killed process's id."""
+    victims: list[int] = []
+
+    def kill() -> None:
+        victim = workers()[which]
+        victim.send_signal(signal.SIGKILL)
+        victims.append(victim.pid)
+
+    with meanwhile((lambda: moment() and bool(workers()), kill)):
+        yield victims
 
 
 def notes(run: Path, kind: str) -> list[dict[str, Any]]:

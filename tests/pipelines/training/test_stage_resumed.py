@@ -11,9 +11,8 @@ import pytest
 
 from cluster.progress import Progress
 from pipelines.corpus.audit import audit
-from pipelines.training.recipe import StageRecipe, TrainRecipe
 from pipelines.training.trainer import train
-from tests.pipelines.training.grounds import ground_in
+from tests.pipelines.training.grounds import ground_in, tuning
 from tests.pipelines.training.killing import curve, killed, notes, under_way, visible
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
@@ -27,25 +26,10 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def recipe(ground: Path, name: str) -> TrainRecipe:
-    """A tuning stage of nine steps of three slots, a state after every second."""
-    return TrainRecipe(
-        corpus=str(ground / "corpus"),
-        output=str(ground / name),
-        base=str(ground / "base"),
-        micro_batch=4,
-        global_batch=12,
-        align=StageRecipe(steps=0),
-        tune=StageRecipe(steps=STEPS, projector_rate=1e-3, language_rate=1e-3),
-        save_every=2,
-        log_every=1,
-    )
-
-
 @pytest.fixture(scope="module")
 def undisturbed(ground: Path) -> dict[int, tuple[float, ...]]:
     """The curve of one process that nobody killed."""
-    asked = replace(recipe(ground, "undisturbed"), workers=1)
+    asked = tuning(ground, "undisturbed", workers=1)
     train(asked, Progress(stream=io.StringIO()))
     return curve(ground / "undisturbed")
 
@@ -55,7 +39,7 @@ def test_a_killed_worker_costs_one_interval_and_changes_nothing(
 ) -> None:
     run = ground / "killed"
     with killed(visible(run, "tune-00000004")) as victims:
-        train(recipe(ground, "killed"), Progress(stream=io.StringIO()))
+        train(tuning(ground, "killed"), Progress(stream=io.StringIO()))
     assert len(victims) == 1
     assert [note["name"] for note in notes(run, "resumed")] in (["tune-00000004"], ["tune-00000006"])
     found = curve(run)
@@ -70,7 +54,7 @@ def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
     ground: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
     run = ground / "moved"
-    first = replace(recipe(ground, "moved"), workers=2, zero=3, max_failures=0)
+    first = tuning(ground, "moved", workers=2, zero=3, max_failures=0)
     with killed(under_way(run, "tune-00000004")) as victims, pytest.raises(Exception, match="worker"):
         train(first, Progress(stream=io.StringIO()))
     assert len(victims) == 1
@@ -84,7 +68,7 @@ def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
 
 
 def test_another_recipe_is_refused_with_the_difference_unless_it_is_allowed(ground: Path) -> None:
-    asked = replace(recipe(ground, "undisturbed"), seed=3)
+    asked = tuning(ground, "undisturbed", seed=3)
     with pytest.raises(ValueError, match=r"another recipe \(seed: 0 -> 3\): .* name what may differ in allow_changes"):
         train(asked, Progress(stream=io.StringIO()))
     assert not train(replace(asked, allow_changes=("seed",)), Progress(stream=io.StringIO())).trained

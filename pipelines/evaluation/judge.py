@@ -8,10 +8,10 @@ from typing import Any
 import ray
 import torch
 
-from cluster.storage import join, read_bytes
+from cluster.storage import exists, join, read_bytes
 from pipelines.corpus.images import decode_image
 from pipelines.evaluation.units import Unit, commit
-from pipelines.training.exports import local_copy
+from pipelines.training.exports import CARD, local_copy, read_card
 from qmop.answering import Answer, answer
 from qmop.loading import load
 from qmop.vtcbench.records import Record, judge
@@ -64,8 +64,13 @@ class Judge:
         candidate = unit.candidate
         if self.loaded is None or self.loaded[0] != candidate.digest:
             self.loaded = None  # let go of the old model before the new one is read
+            carded = exists(join(candidate.uri, CARD))
             with local_copy(candidate.uri) as folder:
-                self.loaded = (candidate.digest, *load(folder))
+                model, processor = load(folder)
+                if carded and read_card(candidate.uri).digest != candidate.digest:
+                    raise ValueError(f"{candidate.uri} was exported anew while it was to be judged: judge it again")
+                model.to("cuda" if ray.get_gpu_ids() else "cpu")
+            self.loaded = (candidate.digest, model, processor)
         return self.loaded[1], self.loaded[2]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from cluster.progress import Progress
 from cluster.session import ray_session
 from cluster.storage import exists, is_s3, join, put_file, read_bytes
 from pipelines.evaluation.asked_corpus import corpus_suite
-from pipelines.evaluation.discovery import Discovery, discover
+from pipelines.evaluation.discovery import Candidate, discover
 from pipelines.evaluation.judge import Judge
 from pipelines.evaluation.recipe import EvaluateRecipe, SuiteRecipe
 from pipelines.evaluation.units import Generation, Unit, finished, records_of_ids
@@ -52,7 +53,7 @@ def evaluate(recipe: EvaluateRecipe, progress: Progress) -> EvaluateResult:
     for folder, reason in found.skipped.items():
         progress.say(f"skipping {folder}: {reason}")
     suite = prepare_suite(recipe, progress)
-    units = _plan(found, suite, recipe)
+    units = plan_units(found.candidates, suite, recipe)
     missing = [unit for unit in units if not finished(unit, recipe.output)]
     progress.say(
         f"evaluating {len(found.candidates)} checkpoints x {len(suite.shards)} shards ({suite.count} items, suite "
@@ -111,11 +112,12 @@ def _rendered_suite(wanted: SuiteRecipe, store: str, progress: Progress) -> Suit
         return replace(suite, folder=folder)
 
 
-def _plan(found: Discovery, suite: SuiteManifest, recipe: EvaluateRecipe) -> list[Unit]:
+def plan_units(candidates: Sequence[Candidate], suite: SuiteManifest, recipe: EvaluateRecipe) -> list[Unit]:
+    """Every candidate on every shard."""
     generation = Generation(max_new_tokens=recipe.max_new_tokens)
     return [
         Unit(candidate=candidate, shard=shard, suite_digest=suite.digest, generation=generation)
-        for candidate in found.candidates
+        for candidate in candidates
         for shard in suite.shards
     ]
 

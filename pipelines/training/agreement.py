@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch.distributed as dist
 
@@ -14,4 +14,4 @@ def from_rank_zero(make: Callable[[], T]) -> T:
     """What the process of rank 0 makes, in every process; a collective call."""
     made: list[T | None] = [make() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(made)
-    return made[0]  # type: ignore[return-value] - T may itself be optional
+    return cast("T", made[0])

@@ -128,7 +128,7 @@ def stage_model(recipe: TrainRecipe, stage: StageName, base: QMoPConfig) -> QMoP
     with torch.device("meta"):
         model = QMoPForConditionalGeneration(config)
     model.tie_weights()
-    freeze(model, stage)
+    freeze(model, stage, recipe.lora)
     return model
 
 

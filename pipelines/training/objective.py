@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipelines.training.lora import LoraRecipe, adapt
 from pipelines.training.recipe import StageName
 from qmop.compressors.mixture import Mixture
 from qmop.compressors.router import Router
@@ -57,8 +58,15 @@ def router_of(model: QMoPForConditionalGeneration) -> Router | None:
     return compressor.router if isinstance(compressor, Mixture) else None
 
 
-def freeze(model: QMoPForConditionalGeneration, stage: StageName) -> dict[str, list[nn.Parameter]]:
+def freeze(
+    model: QMoPForConditionalGeneration, stage: StageName, lora: LoraRecipe | None = None
+) -> dict[str, list[nn.Parameter]]:
     """Choose what a stage trains; the towers never train.
+
+    Args:
+        model: changed: what wants a gradient, and adapters if there are any.
+        stage: of training.
+        lora: adapters that train in the tuning stage instead of the language model.
 
     Returns:
         Parameters by group: `projector` always, `language` in the tuning stage. The router rests while aligning.
@@ -66,7 +74,10 @@ def freeze(model: QMoPForConditionalGeneration, stage: StageName) -> dict[str, l
     model.requires_grad_(requires_grad=False)
     model.model.multi_modal_projector.requires_grad_()
     groups = {"projector": model.model.multi_modal_projector}
-    if stage == "tune":
+    if stage == "tune" and lora is not None and lora.rank:
+        adapt(model.model.language_model, lora)
+        groups["language"] = model.model.language_model
+    elif stage == "tune":
         model.model.language_model.requires_grad_()
         model.lm_head.requires_grad_()
         groups["language"] = model.model.language_model
@@ -74,5 +85,5 @@ def freeze(model: QMoPForConditionalGeneration, stage: StageName) -> dict[str, l
         router.requires_grad_(requires_grad=False)
     trained = {name: [p for p in module.parameters() if p.requires_grad] for name, module in groups.items()}
     if stage == "tune" and not model.config.tie_word_embeddings:
-        trained["language"] += list(model.lm_head.parameters())
+        trained["language"] += [p for p in model.lm_head.parameters() if p.requires_grad]
     return trained

@@ -5,8 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.storage import join
 from pipelines.corpus.feed import CorpusFeed
+from pipelines.training.exports import FOLDER, export_name, is_complete
 from pipelines.training.recipe import StageName, TrainRecipe
+
+
+def export_uris(recipe: TrainRecipe, stage: StageName) -> dict[int, str]:
+    """Where the exports of a stage go, by their steps."""
+    return {
+        step: join(recipe.output, FOLDER, export_name(recipe.compressor, recipe.tokens, stage, step))
+        for step in recipe.stage(stage).export_steps()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +51,21 @@ class LoopSettings:
     recipe: TrainRecipe
     plans: tuple[StagePlan, ...]
     board: Any
+
+
+def stage_plans(recipe: TrainRecipe, corpus_digest: str, base: str) -> tuple[StagePlan, ...]:
+    """The stages that still have to run; each starts from the last export of the one before."""
+    plans = []
+    for number, stage in enumerate(recipe.stages):
+        feed = CorpusFeed(
+            corpora=recipe.corpus,
+            seed=recipe.seed * len(recipe.stages) + number,
+            micro_batch=recipe.micro_batch,
+            slots=recipe.slots,
+            samples=recipe.stage(stage).steps * recipe.global_batch,
+        )
+        uris = tuple(export_uris(recipe, stage).values())
+        if not all(is_complete(uri) for uri in uris):
+            plans.append(StagePlan(name=stage, base=base, feed=feed, exports=uris, corpus_digest=corpus_digest))
+        base = uris[-1]
+    return tuple(plans)

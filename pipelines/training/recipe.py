@@ -9,11 +9,22 @@ from typing import Any, Literal
 
 from cluster.session import RaySettings
 from cluster.storage import absolute, join
+from pipelines.training.lora import LoraRecipe
 from pipelines.training.parts import Parts, named_parts
+from pipelines.training.validation_recipe import ValidationRecipe
 
 StageName = Literal["align", "tune"]
 _PLACES = ("corpus", "output", "ray")
-_MANNERS = ("allow_changes", "log_every", "trackers", "save_every", "keep_states", "max_failures", "watchdog_s")
+_MANNERS = (
+    "allow_changes",
+    "log_every",
+    "trackers",
+    "save_every",
+    "keep_states",
+    "max_failures",
+    "watchdog_s",
+    "validation",
+)
 _MACHINES = ("workers", "min_workers", "cpus_per_worker", "zero", "zero_options", "gradient_checkpointing")
 _REHEARSAL = ("dry_run", "gpu_gib", "gpus_per_node")
 _NOT_SHAPING = _PLACES + _MANNERS + _MACHINES + _REHEARSAL
@@ -86,6 +97,7 @@ class TrainRecipe:
         options: the compressor's own fields.
         align: stage 1, projector only.
         tune: stage 2, projector and language model.
+        lora: adapters that train in stage 2 instead of the whole language model.
         router: schedules of router temperature and noise.
         workers: training processes; a run may go on with another number.
         min_workers: fewest processes that the run goes on with while machines are missing; absent: it waits for all.
@@ -104,6 +116,7 @@ class TrainRecipe:
         save_every: steps between two resumable states inside a stage; with 0 a run resumes at whole stages only.
         keep_states: how many of the latest resumable states stay.
         max_failures: worker failures that a run survives.
+        validation: which exports are judged while training goes on, by what, and which stay.
         allow_changes: fields, or `corpus` and `base` for their content, that may differ from the run that the output
             folder holds.
         watchdog_s: seconds that processes wait for each other before the run counts as stuck and is started again;
@@ -130,6 +143,7 @@ class TrainRecipe:
     tune: StageRecipe = field(
         default_factory=lambda: StageRecipe(steps=200, projector_rate=1e-3, language_rate=5e-4, exports=2)
     )
+    lora: LoraRecipe = field(default_factory=LoraRecipe)
     router: RouterSchedule = field(default_factory=RouterSchedule)
     workers: int = 2
     min_workers: int | None = None
@@ -148,6 +162,7 @@ class TrainRecipe:
     save_every: int = 0
     keep_states: int = 2
     max_failures: int = 1
+    validation: ValidationRecipe = field(default_factory=ValidationRecipe)
     allow_changes: tuple[str, ...] = ()
     watchdog_s: int = 600
     on_nan: Literal["stop", "skip"] = "stop"

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from pipelines.training.agreement import from_rank_zero
 from pipelines.training.exports import library_versions, publish
+from pipelines.training.lora import merged
 from pipelines.training.plans import StagePlan
 from pipelines.training.recipe import TrainRecipe, shaping, states_folder
 from pipelines.training.state_files import StateWriter
@@ -24,13 +26,11 @@ class Saving:
 
     def __init__(self, recipe: TrainRecipe, plan: StagePlan, board: Any) -> None:
         self.recipe, self.plan, self.board, self.stalled_s = recipe, plan, board, 0.0
-        token = [secrets.token_hex(4) if dist.get_rank() == 0 else ""]
-        dist.broadcast_object_list(token)
         self._states = StateWriter(
             folder=states_folder(recipe),
             rank=dist.get_rank(),
             world=dist.get_world_size(),
-            token=token[0],
+            token=from_rank_zero(lambda: secrets.token_hex(4)),
             keep=recipe.keep_states,
             stages=recipe.stages,
             tell=board.post.remote,
@@ -71,6 +71,7 @@ class Saving:
                 "corpus_digest": self.plan.corpus_digest,
             }
             weights = {key.removeprefix("model."): value for key, value in state.items()}
-            card = publish(model, processor, weights, uri, facts)
-            self.board.post.remote({"kind": "export", "name": card.name, "digest": card.digest})
+            card = publish(model, processor, merged(weights, recipe.lora), uri, facts)
+            note = {"kind": "export", "name": card.name, "digest": card.digest, "stage": card.stage, "step": step}
+            self.board.post.remote(note)
         dist.barrier()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -16,12 +15,14 @@ from torch import Tensor
 from pipelines.corpus.feed import CorpusFeed
 from pipelines.corpus.ledger import Ledger, open_ledger
 from pipelines.corpus.micro_batches import iter_micro_batches, own_split
+from pipelines.training.agreement import from_rank_zero
 from pipelines.training.batches import Batch, Collator, ahead
 from pipelines.training.engine import start_engine
 from pipelines.training.exports import local_copy
 from pipelines.training.memory import settle
 from pipelines.training.objective import Objective, freeze, router_of
 from pipelines.training.plans import LoopSettings, StagePlan
+from pipelines.training.preemption import Notice
 from pipelines.training.recipe import compressor_options, ledger_folder
 from pipelines.training.saving import Saving
 from pipelines.training.schedules import rate_factor, router_state
@@ -41,7 +42,7 @@ class Taken:
     loss: float = 0.0
     targets: float = 0.0
     tokens: float = 0.0
-    preempted: float = 0.0
+    look: float = 0.0
     weights: list[Tensor] = field(default_factory=list)
     """The router's weights of this process's samples, `(B, S)` each."""
 
@@ -55,9 +56,9 @@ class StageRun:
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.rounds = plan.feed.rounds(self.world)
         self.model, self.processor = self._model()
-        self.groups = freeze(self.model, plan.name)
+        self.groups = freeze(self.model, plan.name, self.recipe.lora)
         self.engine = start_engine(Objective(self.model), self.groups, self.stage, self.recipe)
-        self.router, self.warned = router_of(self.model), False
+        self.router, self.notice = router_of(self.model), Notice()
         self.collate = Collator(
             self.processor, seed=self.recipe.seed, max_length=self.recipe.max_length, budget=self._budget()
         )
@@ -93,11 +94,10 @@ class StageRun:
                 self.ledger.flush()
                 self.saving.export(self.engine, self.model, self.processor, step + 1)
             due = self.recipe.save_every and (step + 1) % self.recipe.save_every == 0
-            warned = bool(taken.preempted) and not self.warned
-            if (due or warned) and not last:
+            leaving = bool(taken.look) and self.notice.look()
+            if (due or leaving) and not last:
                 self.ledger.flush()
-                self.saving.save(self.engine, step + 1, at_once=warned)
-            self.warned = bool(taken.preempted)
+                self.saving.save(self.engine, step + 1, at_once=leaving)
         self.saving.wait()
 
     def _resume(self, found: Found) -> int:
@@ -117,12 +117,10 @@ class StageRun:
         return (self.collate.void() if micro is None else self.collate(micro) for micro in micros)
 
     def _open_ledger(self, start: int) -> Ledger:
-        """One process looks which attempt this is, so that all agree."""
+        """Which attempt at this stage it is; all processes agree."""
         folder = ledger_folder(self.recipe, self.plan.name)
-        attempt = [open_ledger(folder, self.plan.feed) if self.rank == 0 else None]
-        dist.broadcast_object_list(attempt)
-        assert attempt[0] is not None
-        return Ledger(folder=folder, attempt=attempt[0], start=start, rank=self.rank, world=self.world)
+        attempt = from_rank_zero(lambda: open_ledger(folder, self.plan.feed))
+        return Ledger(folder=folder, attempt=attempt, start=start, rank=self.rank, world=self.world)
 
     def _step(self, step: int, batches: Iterator[Batch]) -> Taken:
         """One optimiser step: the loss is summed over answer tokens and divided by their number in the whole step."""
@@ -130,8 +128,8 @@ class StageRun:
         self._schedule(step)
         parts = [next(batches) for _ in range(self.rounds)]
         taken.waited_s = time.monotonic() - began
-        own = [sum(part.targets for part in parts), sum(part.tokens for part in parts), _preempted()]
-        targets, taken.tokens, taken.preempted = self._over_processes(own)
+        own = [sum(part.targets for part in parts), sum(part.tokens for part in parts), self.notice.due(self.rank)]
+        targets, taken.tokens, taken.look = self._over_processes(own)
         taken.targets = max(1.0, targets)  # all answers may be cut off
         self.engine.train()
         for part in parts:
@@ -208,6 +206,7 @@ class StageRun:
             "stage": self.plan.name,
             "step": step + 1,
             "steps": self.stage.steps,
+            "at": time.time(),
             "loss": taken.loss,
             "seconds": seconds,
             "world": self.world,
@@ -229,8 +228,3 @@ class StageRun:
                 "router_entropy": float(-(weights_BS * weights_BS.clamp(min=1e-9).log()).sum(1).mean()),
             }
         self.board.post.remote(note)
-
-
-def _preempted() -> float:
-    """Whether this process's machine, or another of the run, is about to be taken away."""
-    return float(ray.train.get_preemption_info() is not None)

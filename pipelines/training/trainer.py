@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,34 +16,26 @@ from cluster.processes import handlers_kept
 from cluster.progress import Progress
 from cluster.session import ray_session
 from cluster.storage import arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
-from pipelines.board import Board, listening
-from pipelines.corpus.feed import READING_CPUS, CorpusFeed
+from pipelines.board import listening, open_board
+from pipelines.corpus.feed import READING_CPUS
 from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.training.bases import base_config, base_of, require_eyes_for_words
-from pipelines.training.curves import curves
-from pipelines.training.exports import FOLDER, WEIGHTS, export_name, is_complete
+from pipelines.training.exports import CARD, WEIGHTS, is_complete
 from pipelines.training.loop import train_loop
-from pipelines.training.plans import LoopSettings, StagePlan
-from pipelines.training.recipe import SHAPING, StageName, TrainRecipe, compressor_options
-from pipelines.training.sight import Sight
-from pipelines.training.tracking import Tracker, check_trackers, open_trackers
+from pipelines.training.news import News
+from pipelines.training.plans import LoopSettings, StagePlan, export_uris, stage_plans
+from pipelines.training.recipe import SHAPING, TrainRecipe, compressor_options
+from pipelines.training.tracking import check_trackers, open_trackers
+from pipelines.training.validation import outstanding, validation_of
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 
 _RUN, _LONGEST = "run.json", 60
-_NEWS = {
-    "export": "exported {name} ({digest:.12})",
-    "state": "saved {name} ({bytes:,} bytes, {seconds:.1f} s beside the training)",
-    "state_failed": "WARNING: {name} was not saved by process {rank}, training goes on: {error}",
-    "resumed": "resumed from {name} ({bytes:,} bytes read in {seconds:.1f} s)",
-    "skipped": "WARNING: {stage} step {step}: the loss was not finite, so these samples were left out: {keys}",
-    "refused": "WARNING: {name} cannot be used: {why}",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run leaves: the folders of all exports, in order, and whether anything had to be done."""
+    """What a run leaves: the folders of its exports that stay, in order, and whether it had to train."""
 
     exports: tuple[str, ...]
     trained: bool
@@ -59,29 +50,43 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     """
     check_compressor(recipe)
     check_trackers(recipe.trackers)
-    wanted = {name: _export_uris(recipe, name) for name in recipe.stages}
-    exports = tuple(uri for uris in wanted.values() for uri in uris)
+    exports = tuple(uri for stage in recipe.stages for uri in export_uris(recipe, stage).values())
     manifest = load_manifest(recipe.corpus)
     base = base_of(recipe, progress)
-    plans = _plans(recipe, wanted, manifest, base)
+    plans = stage_plans(recipe, manifest.digest, base)
     _claim(recipe, manifest, base)
     if not plans:
         progress.say(f"training {recipe.compressor}: reusing all {len(exports)} checkpoints in {recipe.output}")
-        return TrainResult(exports=exports, trained=False)
-    with ray_session(recipe.ray, progress):
-        gpu = ray.cluster_resources().get("GPU", 0) >= recipe.workers
-        require(
-            what=f"training with {recipe.workers} workers",
-            num_cpus=recipe.workers * recipe.cpus_per_worker + READING_CPUS,
-            num_gpus=recipe.workers if gpu else 0,
-            progress=progress,
-        )
-        how = f"{recipe.workers} workers, ZeRO-{recipe.zero}"
-        with progress.stage(f"training {recipe.compressor} at {recipe.tokens} tokens with {how}"):
-            _fit(recipe, plans, progress, gpu=gpu)
+    if outstanding(recipe) or plans:
+        _run(recipe, plans, progress)
     missing = [uri for uri in exports if not is_complete(uri)]
     assert not missing, f"training ended without the exports {missing}"
-    return TrainResult(exports=exports, trained=True)
+    return TrainResult(exports=tuple(uri for uri in exports if exists(join(uri, CARD))), trained=bool(plans))
+
+
+def _run(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress) -> None:
+    """Train what is planned, and judge what is to be judged."""
+    with ray_session(recipe.ray, progress):
+        gpu = ray.cluster_resources().get("GPU", 0) >= recipe.workers
+        _require_room(recipe, progress, training=bool(plans), gpu=gpu)
+        how = f"{recipe.workers} workers, ZeRO-{recipe.zero}"
+        title = f"training {recipe.compressor} at {recipe.tokens} tokens with {how}"
+        with progress.stage(title if plans else f"judging exports of {recipe.output}"):
+            _fit(recipe, plans, progress, gpu=gpu)
+
+
+def _require_room(recipe: TrainRecipe, progress: Progress, *, training: bool, gpu: bool) -> None:
+    """Training and validation hold their resources at the same time."""
+    parts, cpus, gpus = [], 0.0, 0.0
+    if training:
+        parts.append(f"training with {recipe.workers} workers")
+        cpus += recipe.workers * recipe.cpus_per_worker + READING_CPUS
+        gpus += recipe.workers if gpu else 0
+    if recipe.validation.every:
+        parts.append("validation")
+        cpus += recipe.validation.num_cpus
+        gpus += recipe.validation.num_gpus
+    require(what=" and ".join(parts), num_cpus=cpus, num_gpus=gpus, progress=progress)
 
 
 def check_compressor(recipe: TrainRecipe) -> None:
@@ -104,38 +109,6 @@ def check_compressor(recipe: TrainRecipe) -> None:
             )
 
 
-def _export_uris(recipe: TrainRecipe, stage: StageName) -> list[str]:
-    names = [export_name(recipe.compressor, recipe.tokens, stage, s) for s in recipe.stage(stage).export_steps()]
-    return [join(recipe.output, FOLDER, name) for name in names]
-
-
-def _plans(
-    recipe: TrainRecipe, wanted: dict[StageName, list[str]], manifest: Manifest, base: str
-) -> tuple[StagePlan, ...]:
-    """The stages that still have to run; each starts from the last export of the one before."""
-    plans = []
-    for number, (stage, uris) in enumerate(wanted.items()):
-        feed = CorpusFeed(
-            corpora=recipe.corpus,
-            seed=recipe.seed * len(wanted) + number,
-            micro_batch=recipe.micro_batch,
-            slots=recipe.slots,
-            samples=recipe.stage(stage).steps * recipe.global_batch,
-        )
-        if not all(is_complete(uri) for uri in uris):
-            plans.append(
-                StagePlan(
-                    name=stage,
-                    base=base,
-                    feed=feed,
-                    exports=tuple(uris),
-                    corpus_digest=manifest.digest,
-                )
-            )
-        base = uris[-1]
-    return tuple(plans)
-
-
 def _claim(recipe: TrainRecipe, manifest: Manifest, base: str) -> None:
     """Write the recipe beside its run, or refuse a folder that holds a run of another recipe or corpus."""
     place = join(recipe.output, _RUN)
@@ -146,10 +119,11 @@ def _claim(recipe: TrainRecipe, manifest: Manifest, base: str) -> None:
         write_atomic(place, (json.dumps(mine, indent=2) + "\n").encode())
         return
     theirs = json.loads(read_bytes(place))
-    before = {**theirs.get("recipe", {}), **{name: theirs.get(name) for name in ("corpus", "base")}}
-    now = {**mine["recipe"], **{name: mine[name] for name in ("corpus", "base")}}
-    names = (*SHAPING, *(name for name in ("corpus", "base") if name not in SHAPING))
-    changed = [name for name in names if before.get(name) != now[name] and name not in recipe.allow_changes]
+    before = {**theirs.get("recipe", {}), "corpus": theirs.get("corpus"), "base": theirs.get("base")}
+    now = {**mine["recipe"], "corpus": mine["corpus"], "base": mine["base"]}
+    changed = [
+        name for name in (*SHAPING, "corpus") if before.get(name) != now[name] and name not in recipe.allow_changes
+    ]
     if changed:
         told = ", ".join(f"{name}: {_short(before.get(name))} -> {_short(now[name])}" for name in changed)
         raise ValueError(
@@ -165,7 +139,7 @@ def _short(value: Any) -> str:
 
 
 def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, *, gpu: bool) -> None:
-    board = Board.remote()  # type: ignore[attr-defined]
+    board = open_board()
     filesystem, path = arrow_filesystem(join(recipe.output, "ray"))
     trainer = TorchTrainer(
         train_loop,
@@ -183,39 +157,18 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
             failure_config=ray.train.FailureConfig(max_failures=recipe.max_failures),
         ),
     )
-    notes: list[dict[str, Any]] = []
     name = f"{recipe.compressor}-{recipe.tokens}-{recipe.digest[:8]}"
     trackers = open_trackers(recipe.trackers, recipe.output, name, say=progress.say)
     trackers.facts({"recipe": asdict(recipe), "digest": recipe.digest})
+    news, validation = News(recipe, progress, trackers), validation_of(recipe, progress, board.post.remote)
+
+    def hear(note: dict[str, Any]) -> None:
+        news.hear(note)
+        validation.hear(note)
+
     try:
-        with handlers_kept(), listening(board, _teller(progress, notes, Sight(recipe), trackers)):
-            trainer.fit()
+        with handlers_kept(), listening(board, hear), validation:
+            if plans:
+                trainer.fit()
     finally:
-        _keep_notes(recipe, notes)
-        trackers.close()
-
-
-def _teller(
-    progress: Progress, notes: list[dict[str, Any]], sight: Sight, trackers: Tracker
-) -> Callable[[dict[str, Any]], None]:
-    """Turns notes of the training processes into lines of progress and numbers for the trackers."""
-
-    def tell(note: dict[str, Any]) -> None:
-        notes.append(note)
-        if note["kind"] != "step":
-            progress.say(_NEWS[note["kind"]].format(**note))
-            return
-        seen = sight.see(note)
-        trackers.scalars(seen.step, seen.scalars)
-        progress.say(seen.line)
-
-    return tell
-
-
-def _keep_notes(recipe: TrainRecipe, notes: list[dict[str, Any]]) -> None:
-    """Add the metrics to those of earlier parts of the run."""
-    place = join(recipe.output, "metrics.jsonl")
-    before = read_bytes(place) if exists(place) else b""
-    write_atomic(place, before + "".join(json.dumps(note) + "\n" for note in notes).encode())
-    if any(note["kind"] == "step" for note in notes):
-        write_atomic(join(recipe.output, "curves.png"), curves(place))
+        news.close()

@@ -29,7 +29,8 @@ from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
 from tests.bench.corpus import interval
 from tests.bench.projectors import progress
-from tests.bench.training_ways import STEPS, WORLD
+from tests.bench.training_restart import restart
+from tests.bench.training_ways import STEPS, WORLD, recipe_in
 
 WAYS = {"ddp": "(i) torch DDP", "deepspeed": "(ii) DeepSpeed alone", "ours": "(iii) ours under Ray Train"}
 WARM, ROUNDS, SAMPLES = 2, 8, 2000
@@ -128,5 +129,6 @@ def run() -> str:
         wanted = PrepareRecipe(source="rendered", output=str(folder / "corpus"), count=SAMPLES, samples_per_shard=200)
         prepare(wanted, Progress(stream=io.StringIO()))
         seen = rounds(folder)
+        stood = restart(recipe_in(folder))
     head = f"QMoP over the embedded base, {WORLD} processes with one thread each, 128 samples a step, ZeRO-1, fp32; "
-    return f"{head}{ROUNDS} rounds of {STEPS} steps\n\n{table(seen)}"
+    return f"{head}{ROUNDS} rounds of {STEPS} steps\n\n{table(seen)}\n\n{stood}"

@@ -24,19 +24,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
-from pipelines.board import Board
+from pipelines.board import open_board
 from pipelines.corpus.manifest import load_manifest
 from pipelines.corpus.micro_batches import MicroBatch
 from pipelines.corpus.reader import read_shard
 from pipelines.training.batches import Batch, Collator
 from pipelines.training.engine import quiet_start, start_engine
-from pipelines.training.loop import _found_state
 from pipelines.training.memory import settle
 from pipelines.training.objective import Objective, freeze
-from pipelines.training.plans import LoopSettings
+from pipelines.training.plans import LoopSettings, stage_plans
 from pipelines.training.recipe import StageRecipe, TrainRecipe, compressor_options
 from pipelines.training.stage import StageRun, Taken
-from pipelines.training.trainer import _plans
+from pipelines.training.states import Found
 from qmop.loading import derive
 from qmop.tiny.base import base_path
 
@@ -115,15 +114,14 @@ def ours(folder: Path) -> None:
         deepspeed.init_distributed("gloo")
         stage = PacedStage(settings, settings.plans[0])
         stage.pace = Paced(folder, "ours")
-        stage.run(_found_state(settings))
+        stage.run(Found())
 
     with ray_session(RaySettings(num_cpus=6, object_store_mb=300), progress):
         base = base_path(recipe.base)
-        exports = {"tune": [str(folder / "never")]}
-        plans = _plans(recipe, exports, load_manifest(recipe.corpus), base)  # type: ignore[arg-type]
+        plans = stage_plans(recipe, load_manifest(recipe.corpus).digest, str(base))
         TorchTrainer(
             loop,
-            train_loop_config=LoopSettings(recipe=recipe, plans=plans, board=Board.remote()),  # type: ignore[attr-defined, arg-type]
+            train_loop_config=LoopSettings(recipe=recipe, plans=plans, board=open_board()),  # type: ignore[arg-type]
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ray.train.ScalingConfig(num_workers=WORLD, resources_per_worker={"CPU": 1}),
             run_config=ray.train.RunConfig(name="bench", storage_path=str(folder / "ray")),

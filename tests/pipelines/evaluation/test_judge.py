@@ -1,10 +1,17 @@
 import io
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from pipelines.evaluation import judge
+from pipelines.evaluation.discovery import discover
+from pipelines.evaluation.units import Generation, Unit
 from qmop.answering import Answer
 from qmop.vtcbench.rendered import RenderedItem, suite
+from qmop.vtcbench.suite import ShardInfo
+from tests.pipelines.evaluation.test_discovery import export
 
 
 def test_one_bad_item_costs_only_itself(monkeypatch: object) -> None:
@@ -29,3 +36,13 @@ def test_one_bad_item_costs_only_itself(monkeypatch: object) -> None:
 def test_pictures_are_what_the_items_hold() -> None:
     rendered = next(iter(suite(0, 1)))
     assert Image.open(io.BytesIO(rendered.image)).size == (96, 96)
+
+
+def test_a_checkpoint_made_anew_is_not_judged_under_its_old_digest(tmp_path: Path) -> None:
+    (candidate,) = discover([str(export(tmp_path, 1))]).candidates
+    shard = ShardInfo(url="s", sha256="s", md5="m", count=1, size=1)
+    old = replace(candidate, digest="of what was there before")
+    unit = Unit(candidate=old, shard=shard, suite_digest="s", generation=Generation(max_new_tokens=1))
+    sitting = judge.Judge.__ray_metadata__.modified_class("store", "suite", 1, 1)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="exported anew"):
+        sitting._model(unit)

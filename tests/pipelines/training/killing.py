@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 import pytest
 
+from cluster.storage import exists, join, read_bytes
 from pipelines.training.states import CARD
 
 _POLL_S, _LONGEST_S = 0.02, 240.0
-Moment = Callable[[], bool]
+Moment = Callable[[], object]
 
 
 def workers() -> list[psutil.Process]:
@@ -32,9 +33,9 @@ def workers() -> list[psutil.Process]:
     return sorted(found, key=lambda process: process.create_time())
 
 
-def visible(run: Path, name: str) -> Moment:
+def visible(run: Path | str, name: str) -> Moment:
     """As soon as a state is visible."""
-    return (run / "states" / name / CARD).exists
+    return lambda: exists(join(run, "states", name, CARD))
 
 
 def under_way(run: Path, name: str) -> Moment:
@@ -79,13 +80,13 @@ def killed(moment: Moment, which: int = -1) -> Iterator[list[int]]:
         yield victims
 
 
-def notes(run: Path, kind: str) -> list[dict[str, Any]]:
+def notes(run: Path | str, kind: str) -> list[dict[str, Any]]:
     """What a run told of one kind, in order."""
-    lines = (run / "metrics.jsonl").read_text().splitlines()
+    lines = read_bytes(join(run, "metrics.jsonl")).splitlines()
     return [note for note in map(json.loads, lines) if note["kind"] == kind]
 
 
-def curve(run: Path, stage: str = "tune", tolerance: float = 0.0) -> dict[int, tuple[float, ...]]:
+def curve(run: Path | str, stage: str = "tune", tolerance: float = 0.0) -> dict[int, tuple[float, ...]]:
     """Loss, rates, temperature and noise by step; a step that was taken again must have gone as the first time.
 
     Sums are taken in another order where the number of processes has changed: give a tolerance then.

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 
+import qmop
 from cluster.progress import Progress
+from cluster.surroundings import environment
 from pipelines.corpus.audit import audit
+from pipelines.training.exports import local_copy
 from pipelines.training.trainer import train
+from tests.fixtures.s3_server import BUCKET, variables
 from tests.pipelines.training.grounds import ground_in, tuning
 from tests.pipelines.training.killing import curve, killed, notes, under_way, visible
 
@@ -20,9 +24,10 @@ STEPS = 9
 
 
 @pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A Ray session, a small corpus and a base with random weights."""
-    with ground_in(tmp_path_factory.mktemp("resume"), samples_per_shard=20) as folder:
+def ground(tmp_path_factory: pytest.TempPathFactory, s3_process: str) -> Iterator[Path]:
+    """A Ray session that reaches an S3 and signs its states, a small corpus and a base with random weights."""
+    surroundings = {**variables(s3_process), "QMOP_STATE_KEY": "a secret"}
+    with environment(surroundings), ground_in(tmp_path_factory.mktemp("resume"), samples_per_shard=20) as folder:
         yield folder
 
 
@@ -34,6 +39,14 @@ def undisturbed(ground: Path) -> dict[int, tuple[float, ...]]:
     return curve(ground / "undisturbed")
 
 
+def _require_same(run: Path | str, undisturbed: dict[int, tuple[float, ...]], tolerance: float = 0.0) -> None:
+    """Every step went as without a kill; one that was taken twice differs by the tolerance."""
+    found = curve(run, tolerance=tolerance)
+    assert sorted(found) == list(range(1, STEPS + 1))
+    for step, values in found.items():
+        assert values == pytest.approx(undisturbed[step], rel=1e-4), step
+
+
 def test_a_killed_worker_costs_one_interval_and_changes_nothing(
     ground: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
@@ -42,10 +55,7 @@ def test_a_killed_worker_costs_one_interval_and_changes_nothing(
         train(tuning(ground, "killed"), Progress(stream=io.StringIO()))
     assert len(victims) == 1
     assert [note["name"] for note in notes(run, "resumed")] in (["tune-00000004"], ["tune-00000006"])
-    found = curve(run)
-    assert sorted(found) == list(range(1, STEPS + 1))
-    for step, values in found.items():
-        assert values == pytest.approx(undisturbed[step], rel=1e-4), step
+    _require_same(run, undisturbed)
     proof = audit(str(run / "ledger" / "tune"))
     assert (proof.steps, proof.samples, proof.attempts) == (STEPS, 12 * STEPS, 2)
 
@@ -60,11 +70,22 @@ def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
     assert len(victims) == 1
     train(replace(first, workers=3, zero=1), Progress(stream=io.StringIO()))
     assert notes(run, "resumed")[0]["name"] in {"tune-00000002", "tune-00000004"}
-    found = curve(run, tolerance=1e-4)
-    assert sorted(found) == list(range(1, STEPS + 1))
-    for step, values in found.items():
-        assert values == pytest.approx(undisturbed[step], rel=1e-4), step
+    _require_same(run, undisturbed, tolerance=1e-4)
     assert audit(str(run / "ledger" / "tune")).worlds in ((2, 3), (3,))
+
+
+def test_a_run_in_s3_survives_as_well(ground: Path, undisturbed: dict[int, tuple[float, ...]], s3_server: str) -> None:
+    """All that a run keeps lies in a bucket: states, ledger, exports, notes, and what Ray Train keeps."""
+    assert s3_server
+    run = f"s3://{BUCKET}/run"
+    with killed(visible(run, "tune-00000004")) as victims:
+        train(tuning(ground, "nothing", output=run), Progress(stream=io.StringIO()))
+    assert len(victims) == 1
+    assert not (ground / "nothing").exists()
+    _require_same(run, undisturbed)
+    assert audit(f"{run}/ledger/tune").steps == STEPS
+    with local_copy(f"{run}/checkpoints/qmop-16-tune-{STEPS:06d}") as folder:
+        assert qmop.load(folder)[1].visual_tokens == 16
 
 
 def test_another_recipe_is_refused_with_the_difference_unless_it_is_allowed(ground: Path) -> None:

@@ -1,6 +1,9 @@
 """Two-stage training for real: Ray Data, Ray Train, DeepSpeed, two processes."""
 
+import io
 import json
+import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset as wds
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import qmop
 from cluster.progress import Progress
@@ -130,6 +135,45 @@ def test_mixed_batches_step_under_zero_3_with_two_ranks(
     assert all(0 < loss < 20 for loss in losses)
     moved, _ = qmop.load(result.exports[-1])
     assert moved.config.compressor == method
+
+
+@pytest.fixture
+def unreadable_word(ground: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A base whose text tower yields nothing but NaN where a question has a certain word, and the word."""
+    word = "texture"
+    shutil.copytree(ground / "base", tmp_path / "base")
+    weights = load_file(tmp_path / "base" / "model.safetensors")
+    (place,) = qmop.load(ground / "base")[1].query_tokenizer.encode(word, add_special_tokens=False)
+    weights["model.query_encoder.text_tower.text_model.embeddings.token_embedding.weight"][place] = float("nan")
+    save_file(weights, tmp_path / "base" / "model.safetensors", metadata={"format": "pt"})
+    return tmp_path / "base", word
+
+
+def test_samples_without_a_finite_loss_are_skipped_or_end_the_run_by_recipe(
+    ground: Path, unreadable_word: tuple[Path, str], tmp_path: Path
+) -> None:
+    base, word = unreadable_word
+    tune = StageRecipe(steps=6, projector_rate=1e-3, language_rate=1e-3)
+    shared = {"base": str(base), "align": StageRecipe(steps=0), "tune": tune, "micro_batch": 1, "global_batch": 4}
+    said = io.StringIO()
+    result = train(recipe(ground, on_nan="skip", output=str(tmp_path / "run"), **shared), Progress(stream=said))
+    notes = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(math.isfinite(note["loss"]) for note in notes if note["kind"] == "step")
+    skipped = {key for note in notes if note["kind"] == "skipped" for key in note["keys"]}
+    asking = {sample["__key__"] for sample in _samples(ground / "corpus") if word in str(sample["json"])}
+    assert skipped
+    assert skipped <= asking
+    assert f"these samples were left out: ['{min(skipped)}']" in said.getvalue()
+    state = qmop.load(result.exports[-1])[0].model.multi_modal_projector.state_dict()
+    assert all(torch.isfinite(value).all() for value in state.values())
+    with pytest.raises(Exception, match=r"the loss of tune step \d is nan; in it were"):
+        train(recipe(ground, max_failures=0, output=str(tmp_path / "stops"), **shared), Progress(stream=io.StringIO()))
+
+
+def _samples(corpus: Path) -> list[dict[str, object]]:
+    """All samples of a corpus, undecoded."""
+    tars = sorted(str(path) for path in corpus.glob("*.tar"))
+    return list(wds.WebDataset(tars, shardshuffle=False, empty_check=False))
 
 
 def test_more_processes_than_the_cluster_has_cpus_are_refused_at_once(ground: Path) -> None:

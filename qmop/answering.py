@@ -24,10 +24,9 @@ class Answer:
     branch_weights: tuple[float, ...] | None = None
 
 
-def prompt(processor: QMoPProcessor, question: str, *, with_image: bool = True) -> str:
-    """One question, about one picture unless told otherwise, as the model's prompt."""
-    picture = [{"type": "image"}] if with_image else []
-    turn = {"role": "user", "content": [*picture, {"type": "text", "text": question}]}
+def prompt(processor: QMoPProcessor, question: str, *, images: int = 1) -> str:
+    """One question behind its pictures, as the model's prompt."""
+    turn = {"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": question}]}
     return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
 
 

@@ -20,6 +20,7 @@ from pipelines.corpus.recipe import Duplicates
 from pipelines.corpus.samples import Sample
 
 BITS = 64
+_DIGITS = BITS // 4
 
 Verdict = tuple[str, str]
 """Reason and detail."""
@@ -27,7 +28,10 @@ Verdict = tuple[str, str]
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """One good sample: SHA-256 of image and texts, and the perceptual hash of its picture as hexadecimal."""
+    """One good sample: SHA-256 of images and texts, and the perceptual hashes of its pictures as hexadecimal.
+
+    `near` is 16 digits for each picture, in order; None without any.
+    """
 
     position: int
     exact: str
@@ -36,11 +40,12 @@ class Fingerprint:
 
 def fingerprint(position: int, sample: Sample, wanted: Duplicates) -> Fingerprint:
     """What is needed to tell a sample from all others."""
-    digest = hashlib.sha256(hashlib.sha256(sample.image or b"").digest())
+    images = sample.images or (b"",)
+    digest = hashlib.sha256(b"".join(hashlib.sha256(image).digest() for image in images))
     digest.update(json.dumps(sample.record["messages"], sort_keys=True).encode())
     near = None
-    if wanted.near_distance is not None and sample.image is not None:
-        near = str(imagehash.phash(decode_image(sample.image)))
+    if wanted.near_distance is not None and sample.images:
+        near = "".join(str(imagehash.phash(decode_image(image))) for image in sample.images)
     return Fingerprint(position=position, exact=digest.hexdigest(), near=near)
 
 
@@ -80,44 +85,68 @@ def verdicts(parts: Iterable[list[Fingerprint]], wanted: Duplicates) -> list[dic
 def _verdict(one: Fingerprint, exact: dict[bytes, int] | None, near: _Pictures | None) -> Verdict | None:
     key = bytes.fromhex(one.exact)
     if exact is not None and key in exact:
-        return "duplicate", f"record {exact[key]} has the same image and texts"
+        return "duplicate", f"record {exact[key]} has the same images and texts"
     if near is not None and one.near is not None:
-        code = int(one.near, 16)
-        if (known := near.like(code)) is not None:
-            return "near_duplicate", f"record {known[0]} has a picture that differs in {known[1]} of {BITS} bits"
-        near.add(code, one.position)
+        codes = [int(one.near[start : start + _DIGITS], 16) for start in range(0, len(one.near), _DIGITS)]
+        if (known := near.like(codes)) is not None:
+            what = "a picture that differs" if len(codes) == 1 else "pictures that differ"
+            return "near_duplicate", f"record {known[0]} has {what} in {known[1]} of {BITS} bits"
+        near.add(codes, one.position)
     if exact is not None:
         exact[key] = one.position
     return None
 
 
 class _Pictures:
-    """Hashes by bands: codes that differ in at most `distance` bits agree in one of `distance + 1` bands."""
+    """Pictures of samples, kept apart by how many a sample has."""
 
     def __init__(self, distance: int) -> None:
         self._distance = distance
+        self._by_number: dict[int, _Codes] = {}
+
+    def add(self, codes: list[int], position: int) -> None:
+        """Keep a sample's pictures."""
+        if len(codes) not in self._by_number:
+            self._by_number[len(codes)] = _Codes(len(codes), self._distance)
+        self._by_number[len(codes)].add(codes, position)
+
+    def like(self, codes: list[int]) -> tuple[int, int] | None:
+        """Position of the first kept sample whose pictures, in order, are all near enough; and how far the worst is."""
+        kept = self._by_number.get(len(codes))
+        return None if kept is None else kept.like(codes)
+
+
+class _Codes:
+    """Hashes by bands: codes that differ in at most `distance` bits agree in one of `distance + 1` bands.
+
+    Of several pictures the first is looked up; the others are compared where it fits.
+    """
+
+    def __init__(self, number: int, distance: int) -> None:
+        self._number, self._distance = number, distance
         edges = np.linspace(0, BITS, distance + 2).astype(int)
         self._bands = [(int(low), (1 << int(high - low)) - 1) for low, high in pairwise(edges)]
         self._places: list[dict[int, array[int]]] = [{} for _ in self._bands]
         self._codes, self._positions = array("Q"), array("Q")
 
-    def add(self, code: int, position: int) -> None:
-        """Keep a picture."""
-        place = len(self._codes)
-        self._codes.append(code)
+    def add(self, codes: list[int], position: int) -> None:
+        """Keep a sample's pictures."""
+        place = len(self._positions)
+        self._codes.extend(codes)
         self._positions.append(position)
         for (shift, mask), places in zip(self._bands, self._places, strict=True):
-            places.setdefault(code >> shift & mask, array("Q")).append(place)
+            places.setdefault(codes[0] >> shift & mask, array("Q")).append(place)
 
-    def like(self, code: int) -> tuple[int, int] | None:
-        """Position and distance of the first kept picture that is near enough."""
-        codes = np.frombuffer(self._codes, np.uint64) if self._codes else np.empty(0, np.uint64)
+    def like(self, codes: list[int]) -> tuple[int, int] | None:
+        """See `_Pictures.like`."""
+        kept = np.frombuffer(self._codes, np.uint64).reshape(-1, self._number)
+        wanted = np.array(codes, np.uint64)
         first: tuple[int, int] | None = None
         for (shift, mask), places in zip(self._bands, self._places, strict=True):
-            if (there := places.get(code >> shift & mask)) is None:
+            if (there := places.get(codes[0] >> shift & mask)) is None:
                 continue
             candidates = np.frombuffer(there, np.uint64)
-            distances = np.bitwise_count(codes[candidates] ^ np.uint64(code))
+            distances = np.bitwise_count(kept[candidates] ^ wanted).max(axis=1)
             hits = np.flatnonzero(distances <= self._distance)
             if len(hits) and (first is None or int(candidates[hits[0]]) < first[0]):
                 first = int(candidates[hits[0]]), int(distances[hits[0]])

@@ -29,7 +29,7 @@ SCHEMA = pa.schema(
     [
         ("position", pa.list_(pa.int64())),
         ("key", pa.list_(pa.string())),
-        ("image", pa.list_(pa.large_binary())),
+        ("images", pa.list_(pa.list_(pa.large_binary()))),
         ("sample", pa.list_(pa.large_binary())),
     ]
 )
@@ -197,7 +197,7 @@ def _share(positions: np.ndarray, start: int, places: Places, shards: dict[tuple
     columns = [
         [positions.tolist()],
         [[sample.key for sample in stored]],
-        [[sample.image for sample in stored]],
+        [[sample.images for sample in stored]],
         [[sample.record for sample in stored]],
     ]
     return pa.table(columns, schema=SCHEMA)

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import ray
 from ray.util.metrics import Counter, Gauge
-
-
-class Arrival(Protocol):
-    """One micro-batch."""
-
-    @property
-    def positions(self) -> list[int]:
-        """Global positions."""
-
-    @property
-    def images(self) -> list[bytes | None]:
-        """Encoded images."""
 
 
 class Meters:
@@ -31,12 +17,19 @@ class Meters:
             self._waited = Counter("qmop_feed_wait_seconds", "seconds that this worker has waited for the feed")
             self._position = Gauge("qmop_feed_position", "global position of the latest sample of this worker")
 
-    def count(self, batch: Arrival, waited_s: float) -> None:
-        """Add a micro-batch and the time that it was waited for."""
+    def count(self, *, samples: int, image_bytes: int, position: int, waited_s: float) -> None:
+        """Add a micro-batch.
+
+        Args:
+            samples: in it.
+            image_bytes: of their encoded images.
+            position: of its last sample.
+            waited_s: how long it was waited for.
+        """
         if not self._on:
             return
-        self._samples.inc(len(batch.positions))
-        if size := sum(len(image) for image in batch.images if image is not None):
-            self._bytes.inc(size)
-        self._waited.inc(max(waited_s, 1e-9))  # a counter refuses zero
-        self._position.set(batch.positions[-1])
+        self._samples.inc(samples)
+        if image_bytes:  # a counter refuses zero
+            self._bytes.inc(image_bytes)
+        self._waited.inc(max(waited_s, 1e-9))
+        self._position.set(position)

@@ -26,14 +26,19 @@ class MicroBatch:
     Attributes:
         positions: global positions, consecutive.
         keys: keys as the shards have them.
-        images: encoded images, None for text-only samples.
+        images: encoded images of each sample in order; none for text-only samples.
         samples: records with `id`, `messages` and `image`.
     """
 
     positions: list[int]
     keys: list[str]
-    images: list[bytes | None]
+    images: list[list[bytes]]
     samples: list[dict[str, Any]]
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of all images, encoded."""
+        return sum(len(image) for images in self.images for image in images)
 
 
 def own_split(feed: CorpusFeed) -> ray.data.DataIterator:
@@ -76,11 +81,11 @@ def iter_micro_batches(
             assert taken, f"the feed ended after {step} of {steps} steps"
             low = feed.start + step * feed.step + slot * size
             batch = _proved(taken, list(range(low, low + size)))
-            meters.count(batch, waited)
+            meters.count(samples=size, image_bytes=batch.image_bytes, position=batch.positions[-1], waited_s=waited)
             yield batch
 
 
-def _samples(shares: Iterable[pa.Table]) -> Iterator[tuple[int, str, bytes | None, bytes]]:
+def _samples(shares: Iterable[pa.Table]) -> Iterator[tuple[int, str, list[bytes], bytes]]:
     """What shares hold, sample by sample; bytes are copied out of the object store as they are asked for."""
     for share in shares:
         positions, keys, images, records = (share[name].combine_chunks().flatten() for name in SCHEMA.names)
@@ -88,7 +93,7 @@ def _samples(shares: Iterable[pa.Table]) -> Iterator[tuple[int, str, bytes | Non
             yield position, key, images[place].as_py(), records[place].as_py()
 
 
-def _proved(samples: list[tuple[int, str, bytes | None, bytes]], expected: list[int]) -> MicroBatch:
+def _proved(samples: list[tuple[int, str, list[bytes], bytes]], expected: list[int]) -> MicroBatch:
     positions, keys, images, records = (list(column) for column in zip(*samples, strict=True))
     assert positions == expected, f"positions {positions[:3]}... arrived where {expected[:3]}... were due"
     return MicroBatch(positions=positions, keys=keys, images=images, samples=[json.loads(record) for record in records])

@@ -17,10 +17,10 @@ _ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class Stored:
-    """A sample as a shard holds it: encoded image or None, record as JSON bytes."""
+    """A sample as a shard holds it: encoded images in order, record as JSON bytes."""
 
     key: str
-    image: bytes | None
+    images: list[bytes]
     record: bytes
 
 
@@ -38,8 +38,8 @@ class OpenShard:
     def __getitem__(self, index: int) -> Stored:
         """One sample, by its place in the shard."""
         entry = self.entries[index]
-        image = None if entry.image is None else entry.part(self.data, entry.image)
-        return Stored(entry.key, image, entry.part(self.data, RECORD))
+        images = [entry.part(self.data, extension) for extension in entry.images]
+        return Stored(entry.key, images, entry.part(self.data, RECORD))
 
 
 def open_shard(uri: str, expected: Shard) -> OpenShard:

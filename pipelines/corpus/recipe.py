@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Literal
 
 from cluster.session import RaySettings
@@ -13,21 +13,23 @@ _HASH_BITS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one image may cost, checked from its header before anything is decoded.
+    """What one sample's images may cost, checked from their headers before anything is decoded.
 
     Attributes:
         max_bytes: largest encoded image, bytes.
         max_pixels: largest width times height.
         max_frames: most frames; an animation is not a picture.
+        max_images: most images of one sample; every one of them costs visual tokens in training.
     """
 
     max_bytes: int = 20_000_000
     max_pixels: int = 40_000_000
     max_frames: int = 1
+    max_images: int = 16
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a ValueError that names the field."""
-        for name in ("max_bytes", "max_pixels", "max_frames"):
+        for name in ("max_bytes", "max_pixels", "max_frames", "max_images"):
             if getattr(self, name) < 1:
                 raise ValueError(f"limits.{name} is {getattr(self, name)}, it must be at least 1")
 
@@ -39,8 +41,8 @@ class Duplicates:
     Attributes:
         exact: a sample whose image bytes and texts came before.
         near_distance: a sample whose picture looks like an earlier one: at most so many of the 64 bits of its
-            perceptual hash differ. The texts do not matter, so leave it unset where one picture has several
-            conversations.
+            perceptual hash differ, and so for each of several, in order. The texts do not matter, so leave it unset
+            where one picture has several conversations.
     """
 
     exact: bool = False
@@ -69,7 +71,7 @@ class PrepareRecipe:
         annotations: LLaVA JSON file (source=llava).
         images: folder that the JSON's image paths are relative to (source=llava), the img2dataset folder, the image
             folder, or the folder, file or glob of parquet files or tars.
-        image_field: column of the images (source=parquet).
+        image_field: column of the images, or of lists of them (source=parquet).
         text_field: column of captions or of conversations (source=parquet and the metadata file of source=folder);
             when absent the first there is of conversations, messages, caption, text.
         id_field: column of the records' own names, which need not be there nor be unique (source=parquet).
@@ -79,7 +81,7 @@ class PrepareRecipe:
             tolerated_bad; what img2dataset itself failed to download does not count.
         tolerated_bad: so many bad samples never fail a run by themselves, so that a folder of twenty pictures survives
             three bad ones; a run without a single good sample fails all the same.
-        limits: limits of one image.
+        limits: limits of one sample's images.
         duplicates: which repetitions are put aside; none by default.
         tokenizer: a `tokenizer.json`, or the folder that holds it, that the statistics count tokens with.
         count: samples to render (source=rendered).
@@ -138,7 +140,7 @@ class PrepareRecipe:
         shared: dict[str, object] = {
             "source": self.source,
             "samples_per_shard": self.samples_per_shard,
-            "limits": [self.limits.max_bytes, self.limits.max_pixels, self.limits.max_frames],
+            "limits": astuple(self.limits),
             "duplicates": [self.duplicates.exact, self.duplicates.near_distance],
         }
         own: dict[str, tuple[str, ...]] = {

@@ -10,9 +10,10 @@ from typing import Any
 IMAGE_TOKEN = "<image>"  # noqa: S105 - a placeholder in a text, not a secret
 REASONS = {
     "missing_image": "the record names an image that is not there, or speaks of one without naming it",
-    "corrupt_image": "the image does not decode to its end",
-    "unsupported_image": "the image is no JPEG, PNG or WebP",
-    "too_large": "the image exceeds a limit on bytes, pixels or frames, or a text one on bytes",
+    "corrupt_image": "an image does not decode to its end",
+    "unsupported_image": "an image is no JPEG, PNG or WebP",
+    "too_large": "an image exceeds a limit on bytes, pixels or frames, or a text one on bytes",
+    "too_many_images": "the record has more images than a sample may have",
     "unsafe_path": "a path leaves its folder, names another place or would run a program",
     "unsafe_member": "a tar holds a link, a device or a sparse file under this key",
     "pickled_member": "a tar holds a pickle or a program under this key, which nobody should open",
@@ -21,7 +22,7 @@ REASONS = {
     "duplicate_key": "an earlier record of the same file or folder has this key",
     "unlisted": "the tar holds a sample that the table beside it does not list",
     "damaged_file": "the file that holds the sample is cut short or damaged",
-    "duplicate": "an earlier sample has the same image and the same texts",
+    "duplicate": "an earlier sample has the same images and the same texts",
     "near_duplicate": "an earlier sample's picture looks the same",
     "not_downloaded": "img2dataset itself reports that the image was not obtained",
 }
@@ -72,34 +73,43 @@ class Fault:
 
 @dataclass(frozen=True, kw_only=True)
 class Raw:
-    """A record as a source hands it out: texts in order, the image still unopened.
+    """A record as a source hands it out: texts and images in order, the images still unopened.
 
     `position` counts the source's records from 0; `identity` is the record's own name, unique or not.
     """
 
     position: int
     identity: str
-    image: bytes | None
+    images: tuple[bytes, ...] = ()
     messages: list[Message]
     origin: Origin
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """A validated sample: what one key of a shard holds. `extension` is jpg, png or webp, or None without image."""
+    """A validated sample: what one key of a shard holds.
+
+    Attributes:
+        key: unique in the corpus.
+        images: encoded, in the order of the record.
+        extensions: of the images: jpg, png or webp.
+        record: see `record_of`.
+    """
 
     key: str
-    image: bytes | None
-    extension: str | None
+    images: tuple[bytes, ...] = ()
+    extensions: tuple[str, ...] = ()
     record: dict[str, Any]
 
     def members(self) -> list[tuple[str, bytes]]:
-        """File names and contents, in the order that they stand in the shard."""
+        """File names and contents, in the order that they stand in the shard.
+
+        One image is `<key>.jpg`; several are `<key>.0.jpg`, `<key>.1.png` and so on.
+        """
         text = json.dumps(self.record, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        members = [(f"{self.key}.json", text.encode())]
-        if self.image is not None:
-            members.insert(0, (f"{self.key}.{self.extension}", self.image))
-        return members
+        numbers = [""] if len(self.images) == 1 else [f"{number}." for number in range(len(self.images))]
+        names = [f"{self.key}.{number}{kind}" for number, kind in zip(numbers, self.extensions, strict=True)]
+        return [*zip(names, self.images, strict=True), (f"{self.key}.json", text.encode())]
 
 
 def sample_key(position: int, identity: str) -> str:
@@ -109,8 +119,22 @@ def sample_key(position: int, identity: str) -> str:
 
 
 def record_of(raw: Raw) -> dict[str, Any]:
-    """The JSON that a shard keeps beside the image: the same whatever form the record came in."""
-    return {"id": raw.identity, "messages": raw.messages, "image": raw.image is not None}
+    """The JSON that a shard keeps beside the images: the same whatever form the record came in.
+
+    `image` says whether there is any, and `images` how many where there are several.
+    """
+    record = {"id": raw.identity, "messages": raw.messages, "image": bool(raw.images)}
+    return record | {"images": len(raw.images)} if len(raw.images) > 1 else record
+
+
+def check_count(images: int, most: int) -> None:
+    """Refuse a sample with more images than the limit, best before any of them is read.
+
+    Raises:
+        BadSampleError: `too_many_images`.
+    """
+    if images > most:
+        raise BadSampleError("too_many_images", f"{images} images, the limit is {most} (limits.max_images)")
 
 
 def check_messages(messages: list[Message]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pipelines.corpus.samples import Sample
 
 IMAGES = ("jpg", "png", "webp")
 RECORD = "json"
+_PLAIN = frozenset((*IMAGES, RECORD))
+_NUMBERED = re.compile(rf"(0|[1-9][0-9]{{0,3}})\.({'|'.join(IMAGES)})")
 _END = bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -21,7 +24,7 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """Where the members of one key lie inside a shard: `(offset, size)` in bytes by extension."""
+    """Where the members of one key lie inside a shard: `(offset, size)` in bytes by extension, numbers included."""
 
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -32,9 +35,9 @@ class Entry:
         return data[offset : offset + size]
 
     @property
-    def image(self) -> str | None:
-        """The extension of the image, or None for a text-only sample."""
-        return next((name for name in IMAGES if name in self.members), None)
+    def images(self) -> list[str]:
+        """The extensions of the images in order; none for a text-only sample."""
+        return sorted((name for name in self.members if name != RECORD), key=_number)
 
 
 def encode_shard(samples: Iterable[Sample]) -> bytes:
@@ -79,9 +82,24 @@ def index_shard(data: bytes, name: str) -> list[Entry]:
         entry.members[extension] = (member.offset_data, member.size)
         last = key
     for entry in entries.values():
-        if RECORD not in entry.members or len(entry.members) > 2:  # noqa: PLR2004 - one record and at most one image
-            raise ShardError(f"shard {name}: {entry.key} holds {sorted(entry.members)}, expected json and one image")
+        if not _complete(entry):
+            raise ShardError(
+                f"shard {name}: {entry.key} holds {sorted(entry.members)}, expected json and one image, or several "
+                "images numbered from 0"
+            )
     return list(entries.values())
+
+
+def _number(extension: str) -> int:
+    """The number in front of an image's extension; -1 for the only image of a sample."""
+    number, dot, _ = extension.partition(".")
+    return int(number) if dot else -1
+
+
+def _complete(entry: Entry) -> bool:
+    """Whether there is a record, and either one image or none, or images 0, 1, ... without a gap."""
+    numbers = [_number(extension) for extension in entry.images]
+    return RECORD in entry.members and numbers in ([], [-1], list(range(max(2, len(numbers)))))
 
 
 def _members(data: bytes, name: str) -> Iterator[tarfile.TarInfo]:
@@ -100,8 +118,11 @@ def _safe(member: tarfile.TarInfo, name: str) -> tuple[str, str]:
     if "/" in member.name or "\\" in member.name:
         raise ShardError(f"shard {name}: {member.name!r} is no plain file name, refuse this shard")
     key, _, extension = member.name.partition(".")
-    if not key or extension not in (*IMAGES, RECORD):
-        raise ShardError(f"shard {name}: {member.name!r} is not one of <key>.{{{','.join((*IMAGES, RECORD))}}}")
+    if not key or not (extension in _PLAIN or _NUMBERED.fullmatch(extension)):
+        raise ShardError(
+            f"shard {name}: {member.name!r} is not one of <key>.{{{','.join((*IMAGES, RECORD))}}} and <key>.<number>."
+            f"{{{','.join(IMAGES)}}}"
+        )
     return key, extension
 
 

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -20,9 +21,11 @@ from pipelines.corpus.samples import Sample
 
 NAMES = ("statistics.json", "statistics.png")
 TEXT_ONLY = "text only"
+SEVERAL = "several pictures"
 _PER_OCTAVE = 4
 _MOST_TICKS = 5
 _TITLES = {
+    "images": "pictures per sample",
     "width": "width, pixels",
     "height": "height, pixels",
     "aspect_permille": "width / height, per mille",
@@ -57,8 +60,9 @@ def measure(samples: Iterable[Sample], tokenizer: str | None) -> Statistics:
     values: dict[str, list[int]] = {name: [] for name in _TITLES if name != "tokens" or tokenizer}
     kinds: Counter[str] = Counter()
     for sample in samples:
-        kinds[sample.extension or TEXT_ONLY] += 1
-        for name, value in _of_image(sample) + _of_texts(sample, tokenizer):
+        kinds[_kind(sample)] += 1
+        found = [("images", len(sample.images)), *_of_texts(sample, tokenizer)]
+        for name, value in chain(found, *map(_of_image, sample.images)):
             values[name].append(value)
     return {"kinds": dict(kinds)} | {name: tally(listed) for name, listed in values.items()}
 
@@ -118,14 +122,17 @@ def load_tokenizer(given: str) -> Tokenizer:
         raise ValueError(f"tokenizer: {uri} is no tokenizer.json ({error}), name another or leave it out") from error
 
 
-def _of_image(sample: Sample) -> list[tuple[str, int]]:
+def _kind(sample: Sample) -> str:
+    """The format of the only picture, or that there is none or more than one."""
+    return {0: TEXT_ONLY, 1: "".join(sample.extensions)}.get(len(sample.images), SEVERAL)
+
+
+def _of_image(image: bytes) -> list[tuple[str, int]]:
     """Sizes as they are stored; a viewer may turn the picture."""
-    if sample.image is None:
-        return []
-    with Image.open(io.BytesIO(sample.image)) as picture:
+    with Image.open(io.BytesIO(image)) as picture:
         width, height = picture.size
     aspect = (1000 * width + height // 2) // height
-    return [("width", width), ("height", height), ("aspect_permille", aspect), ("image_bytes", len(sample.image))]
+    return [("width", width), ("height", height), ("aspect_permille", aspect), ("image_bytes", len(image))]
 
 
 def _of_texts(sample: Sample, tokenizer: str | None) -> list[tuple[str, int]]:

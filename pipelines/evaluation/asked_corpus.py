@@ -1,6 +1,7 @@
-"""A prepared corpus as a suite: the first question of every sample with a picture, judged by its own answer.
+"""A prepared corpus as a suite: the first question of every sample with one picture, judged by its own answer.
 
-Such items carry no VTCBench dimension, so they count in the micro average alone.
+An item of a suite has one picture, so samples with several are left out and counted. Such items carry no VTCBench
+dimension, so they count in the micro average alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
     """The suite made of a corpus, kept in the results store; None if the folder holds a suite already.
 
     Raises:
-        ValueError: if no sample of the corpus has a picture and an answer.
+        ValueError: if no sample of the corpus has exactly one picture and an answer.
     """
     if "dimensions" in json.loads(read_bytes(join(folder, MANIFEST))).get("qmop", {}):
         return None
@@ -34,9 +35,11 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
         return parse_manifest(read_bytes(join(home, MANIFEST)), home)
     shards: list[ShardInfo] = []
     items: list[RenderedItem] = []
+    several = 0
     with progress.stage(f"turning corpus {folder} into questions"):
         for number, shard in enumerate(manifest.shards):
-            stored = read_shard(manifest.uri(number), shard)
+            stored = list(read_shard(manifest.uri(number), shard))
+            several += sum(len(sample.images) > 1 for sample in stored)
             part = [item for sample in stored if (item := _asked(sample, manifest.source)) is not None]
             if part:
                 info, data = packed(len(shards), part)
@@ -45,8 +48,11 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
                 items += part
             progress.update("shards", number + 1, len(manifest.shards))
     if not items:
-        raise ValueError(f"suite {folder} is a corpus without a single picture and answer: give one that has some")
-    progress.say(f"{len(items)} of {manifest.written} samples have a picture and a question")
+        raise ValueError(
+            f"suite {folder} is a corpus without a single picture and answer, {several} of {manifest.written} samples "
+            "have several pictures: give one with samples of one picture"
+        )
+    progress.say(f"{len(items)} of {manifest.written} samples have one picture and a question; {several} have several")
     suite = SuiteManifest(
         folder=home,
         digest=suite_digest(items),
@@ -62,7 +68,7 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
 
 
 def _asked(sample: Stored, source: str) -> RenderedItem | None:
-    if sample.image is None:
+    if len(sample.images) != 1:
         return None
     messages = json.loads(sample.record)["messages"]
     question, answer = messages[0]["text"], messages[1]["text"]
@@ -76,4 +82,4 @@ def _asked(sample: Stored, source: str) -> RenderedItem | None:
         source=source,
         scorer=scorer,
     )
-    return RenderedItem(item=item, image=sample.image)
+    return RenderedItem(item=item, image=sample.images[0])

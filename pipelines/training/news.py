@@ -20,6 +20,7 @@ _LINES = {
     "state_failed": "WARNING: {name} was not saved by process {rank}, training goes on: {error}",
     "resumed": "resumed from {name} ({bytes:,} bytes read in {seconds:.1f} s)",
     "skipped": "WARNING: {stage} step {step}: the loss was not finite, so these samples were left out: {keys}",
+    "left_out": "WARNING: {stage} step {step}: {count} prompts leave no room for an answer under max_length: {keys}",
     "refused": "WARNING: {name} cannot be used: {why}",
     "validation_judged": "judged {name}: {metric} {value:.3f} over {items} items in {seconds:.0f} s, {standing}",
     "validation_failed": "WARNING: {name} was not judged and cannot be the best, training goes on: {why}",

@@ -142,6 +142,9 @@ class StageRun:
                 "on_nan to skip"
             )
         self.ledger.note(step, [part for part in parts if part.positions])
+        if keys := [key for part in parts for key in part.left_out]:
+            note = {"kind": "left_out", "stage": self.plan.name, "step": step + 1, "count": len(keys), "keys": keys}
+            self.board.post.remote(note)
         self._report(step, taken, time.monotonic() - began)
         return taken
 

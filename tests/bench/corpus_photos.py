@@ -63,7 +63,7 @@ def write_corpus(folder: str, count: int) -> Manifest:
     for number, image in enumerate(variants(count)):
         turns = [{"role": "user", "text": "What is to be seen?"}, {"role": "assistant", "text": f"Variant {number}."}]
         record = {"id": str(number), "messages": turns, "image": True, "origin": {"number": number}}
-        samples.append(Sample(key=sample_key(number, "photo"), image=image, extension="jpg", record=record))
+        samples.append(Sample(key=sample_key(number, "photo"), images=(image,), extensions=("jpg",), record=record))
         if len(samples) == PER_SHARD or number + 1 == count:
             shards.append(_write(folder, len(shards), samples))
             samples = []

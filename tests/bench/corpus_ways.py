@@ -88,8 +88,8 @@ def measured(batches: Iterator[torch.Tensor], root: int, manifest: Manifest) -> 
     What other processes read ahead while this one is in the bare loop counts for the way; looking at the clocks counts
     for nothing.
     """
-    images = [stored.image for n in range(4) for stored in read_shard(manifest.uri(n), manifest.shards[n])]
-    decode, loop, me = preparer(THREADS), [image for image in images if image is not None], psutil.Process()
+    stored = [one for number in range(4) for one in read_shard(manifest.uri(number), manifest.shards[number])]
+    decode, loop, me = preparer(THREADS), [image for one in stored for image in one.images], psutil.Process()
     spent: Costs = defaultdict(float)
     bare, wall, taken = 0.0, 0.0, 0
     _take(batches, WARM)
@@ -161,7 +161,7 @@ class Trainer:
     def _prepared(self, split: Any, feed: CorpusFeed) -> Iterator[torch.Tensor]:
         for micro in iter_micro_batches(split, feed, rank=0, world=1):
             assert micro is not None
-            yield self.prepare([image for image in micro.images if image is not None])
+            yield self.prepare([image for images in micro.images for image in images])
 
 
 @contextmanager

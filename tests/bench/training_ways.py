@@ -138,7 +138,7 @@ def parts_of(recipe: TrainRecipe, collate: Collator) -> Iterator[list[Batch]]:
             few = [stored[(slot * recipe.micro_batch + place) % len(stored)] for place in range(recipe.micro_batch)]
             positions = list(range(slot * recipe.micro_batch, (slot + 1) * recipe.micro_batch))
             records = [json.loads(one.record) for one in few]
-            made.append(collate(MicroBatch(positions, [one.key for one in few], [one.image for one in few], records)))
+            made.append(collate(MicroBatch(positions, [one.key for one in few], [one.images for one in few], records)))
     rounds = recipe.slots // WORLD
     return (list(islice(made, start % len(made), start % len(made) + rounds)) for start in count(step=rounds))
 

@@ -24,15 +24,16 @@ def open_source(recipe: PrepareRecipe) -> Source:
     if recipe.source == "rendered":
         return RenderedSource(recipe.seed, recipe.count, recipe.questions_per_scene)
     assert recipe.images is not None
-    images, prompt, limit = recipe.images, recipe.caption_prompt, recipe.limits.max_bytes
+    images, prompt, limits = recipe.images, recipe.caption_prompt, recipe.limits
+    most = limits.max_bytes, limits.max_images
     match recipe.source:
         case "img2dataset":
-            return Img2DatasetSource(images, prompt, limit)
+            return Img2DatasetSource(images, prompt, *most)
         case "parquet":
-            return ParquetSource(images, recipe.image_field, recipe.text_field, recipe.id_field, prompt, limit)
+            return ParquetSource(images, recipe.image_field, recipe.text_field, recipe.id_field, prompt, *most)
         case "folder":
-            return FolderSource(images, recipe.text_field, prompt, limit)
+            return FolderSource(images, recipe.text_field, prompt, *most)
         case "webdataset":
-            return WebDatasetSource(images, prompt, limit)
+            return WebDatasetSource(images, prompt, *most)
     assert recipe.annotations is not None
-    return LlavaSource(recipe.annotations, images, limit)
+    return LlavaSource(recipe.annotations, images, *most)

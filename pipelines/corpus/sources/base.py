@@ -14,11 +14,14 @@ from pathlib import PurePosixPath
 from typing import Any, Protocol
 
 from cluster import storage
+from pipelines.corpus.recipe import Limits
 from pipelines.corpus.samples import BadSampleError, Fault, Raw
 
 _NO_FILE = frozenset({errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
 """What a strange image path of one record leads to; anything else is trouble with the storage as a whole."""
 _WILD = "*?["
+MAX_IMAGES = Limits.max_images
+"""Images of one sample where a source is not told otherwise."""
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """Something that does what `map` does, perhaps on many machines."""

@@ -25,7 +25,7 @@ def kind(value: object) -> str:
 def messages_of(value: object, prompt: str) -> list[Message]:
     """A caption, a list of LLaVA turns or a list of chat messages as our messages; empty where there is nothing.
 
-    The image always stands before the first text, so its token is dropped.
+    All images stand before whatever question is asked, in their order, so their tokens are dropped.
 
     Raises:
         BadSampleError: `no_caption` or `bad_record`.
@@ -39,9 +39,29 @@ def messages_of(value: object, prompt: str) -> list[Message]:
     return [_message(turn) for turn in value]
 
 
-def speaks_of_image(value: object) -> bool:
-    """Whether turns hold the image's place."""
-    return isinstance(value, list) and any(IMAGE_TOKEN in _words(turn) for turn in value)
+def image_places(value: object) -> int:
+    """How many places for images turns hold; a caption holds none."""
+    return sum(_words(turn).count(IMAGE_TOKEN) for turn in value) if isinstance(value, list) else 0
+
+
+def check_places(value: object, images: int, *, listed: bool) -> None:
+    """Require a place for each image, or none at all.
+
+    Args:
+        value: the texts.
+        images: how many there are.
+        listed: whether they came as a list; a single one that came as such may be spoken of again and again.
+
+    Raises:
+        BadSampleError: `bad_record`, or `missing_image` where the texts have places and there is no image.
+    """
+    places = image_places(value)
+    if places and not images:
+        raise BadSampleError("missing_image", f"the text has {IMAGE_TOKEN} but the record has no image")
+    if places and places != images and (listed or images > 1):
+        raise BadSampleError(
+            "bad_record", f"the turns have {places} {IMAGE_TOKEN} for {images} images, expected one for each or none"
+        )
 
 
 def first_text(record: Mapping[str, Any]) -> object:

@@ -13,8 +13,9 @@ from typing import Any
 
 from cluster import storage
 from cluster.storage import absolute
-from pipelines.corpus.samples import BadSampleError, Evidence, Fault, Message, Origin, Raw
+from pipelines.corpus.samples import BadSampleError, Evidence, Fault, Message, Origin, Raw, check_count
 from pipelines.corpus.sources.base import (
+    MAX_IMAGES,
     Mapper,
     Unit,
     check_path,
@@ -28,6 +29,7 @@ from pipelines.corpus.sources.conversations import (
     MAX_TEXT_BYTES,
     TEXT_EXTENSIONS,
     TEXT_FIELDS,
+    check_places,
     first_text,
     from_files,
     messages_of,
@@ -35,7 +37,8 @@ from pipelines.corpus.sources.conversations import (
 from pipelines.corpus.sources.tars import PICTURES
 
 METADATA = ("metadata.jsonl", "metadata.csv")
-NAME_FIELD = "file_name"
+NAME_FIELD, NAMES_FIELD = "file_name", "file_names"
+"""Where a row of the metadata names its image, or several of them in a list."""
 _EMPTY: dict[str, Any] = {"texts": [], "row": None, "reason": "", "detail": ""}
 
 
@@ -43,21 +46,24 @@ _EMPTY: dict[str, Any] = {"texts": [], "row": None, "reason": "", "detail": ""}
 class FolderSource:
     """Images below a folder, in the order of their paths, each with `.json`, `.txt` or `.caption` of its stem.
 
-    With a metadata file in the folder its rows are the records, in their order; images that no row names follow and
-    are put aside. An image's name without extension is its identity. A picture whose stem another picture has already
-    is put aside, and so is a text without picture. Links in a folder are followed: it is the user's own.
+    With a metadata file in the folder its rows are the records, in their order: each names one image (`file_name`) or
+    several (`file_names`, a list, in JSON lines alone); images that no row names follow and are put aside. The first
+    image's name without extension is the identity. A picture whose stem another picture has already is put aside, and
+    so is a text without picture. Links in a folder are followed: it is the user's own.
 
     Args:
         folder: the folder.
         text: the metadata's field of captions or conversations; None for the first of those that people usually have.
         prompt: the user's words before a caption.
         max_bytes: the largest image that is read.
+        max_images: most images of one row.
     """
 
     folder: str
     text: str | None
     prompt: str
     max_bytes: int
+    max_images: int = MAX_IMAGES
 
     def __post_init__(self) -> None:
         """Require a folder with something in it."""
@@ -79,7 +85,8 @@ class FolderSource:
     def read(self, unit: Unit) -> Iterator[Raw | Fault]:
         """Open the image and the texts of each record."""
         for position, record in enumerate(rows_of(unit), unit.start):
-            origin: Origin = {"file": record["name"]}
+            names = record["names"]
+            origin: Origin = {"file": names[0] if len(names) == 1 else names}
             try:
                 yield self._raw(position, record, origin)
             except BadSampleError as bad:
@@ -97,22 +104,28 @@ class FolderSource:
     def _raw(self, position: int, record: dict[str, Any], origin: Origin) -> Raw:
         if record["reason"]:
             raise BadSampleError(record["reason"], record["detail"])
-        name = check_path(record["name"])
+        check_count(len(record["names"]), self.max_images)
+        names = [check_path(name) for name in record["names"]]
         messages, own = self._texts(record)
         return Raw(
             position=position,
-            identity=own or _stem(name),
-            image=read_image(storage.join(self.folder, name), self.max_bytes),
+            identity=own or _stem(names[0]),
+            images=tuple(self._image(name) for name in names),
             messages=messages,
             origin=origin,
         )
+
+    def _image(self, name: str) -> bytes:
+        return read_image(storage.join(self.folder, name), self.max_bytes)
 
     def _texts(self, record: dict[str, Any]) -> tuple[list[Message], str]:
         """The messages, and the record's own name where its JSON has one."""
         if (row := record["row"]) is not None:
             if self.text and self.text not in row:
                 raise BadSampleError("bad_record", f"the metadata's row has no field {self.text!r}")
-            messages = messages_of(row.get(self.text) if self.text else first_text(row), self.prompt)
+            texts = row.get(self.text) if self.text else first_text(row)
+            messages = messages_of(texts, self.prompt)
+            check_places(texts, len(record["names"]), listed=NAMES_FIELD in row)
             if not messages:
                 raise BadSampleError("no_caption", f"the metadata's row has nothing in {self.text or TEXT_FIELDS}")
             return messages, _own(row)
@@ -125,10 +138,12 @@ class FolderSource:
             return stream.read(MAX_TEXT_BYTES + 1)
 
     def _evidence(self, record: dict[str, Any]) -> Evidence:
-        """The image and the texts as they are, without following a path that was refused."""
+        """The images and the texts as they are, without following a path that was refused."""
         held: Evidence = {} if record["row"] is None else {"record": json.dumps(record["row"]).encode()}
-        with suppress(BadSampleError):  # there is none, or none that may be read
-            held["image"] = read_image(storage.join(self.folder, check_path(record["name"])), self.max_bytes)
+        names = record["names"][: self.max_images]
+        for number, name in enumerate(names):
+            with suppress(BadSampleError):  # there is none, or none that may be read
+                held["image" if len(names) == 1 else f"image_{number}"] = self._image(check_path(name))
         return held | {_extension(name): self._text(name) for name in record["texts"]}
 
 
@@ -156,27 +171,38 @@ def _paired(names: list[str]) -> Iterator[dict[str, Any]]:
         pictures, texts = stems[stem]
         if not pictures:
             bad = {"reason": "missing_image", "detail": f"there is no image beside {texts[0]}"}
-            yield _EMPTY | {"name": texts[0], "texts": texts} | bad
+            yield _EMPTY | {"names": texts[:1], "texts": texts} | bad
         for place, name in enumerate(pictures):
             bad = {"reason": "duplicate_key", "detail": f"{pictures[0]} has the same name"} if place else {}
-            yield _EMPTY | {"name": name, "texts": texts} | bad
+            yield _EMPTY | {"names": [name], "texts": texts} | bad
 
 
 def _described(metadata: str, names: list[str]) -> Iterator[dict[str, Any]]:
     """The metadata's rows, then the images that none of them names."""
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     for number, row in enumerate(_rows_of(metadata)):
-        named = row.get(NAME_FIELD) if isinstance(row, dict) else None
-        record = _EMPTY | {"name": named or f"{PurePosixPath(metadata).name}, row {number}", "row": row}
-        if not isinstance(named, str) or not named:
-            record |= {"name": str(record["name"]), "reason": "bad_record", "detail": f"the row has no {NAME_FIELD}"}
-        elif named in seen:
-            record |= {"reason": "duplicate_key", "detail": f"an earlier row has the {NAME_FIELD} {named!r}"}
-        seen.add(record["name"])
-        yield record
+        if (named := _named(row)) is None:
+            place = f"{PurePosixPath(metadata).name}, row {number}"
+            detail = f"the row has neither a {NAME_FIELD} nor a list of {NAMES_FIELD}"
+            yield _EMPTY | {"names": [place], "row": row, "reason": "bad_record", "detail": detail}
+            continue
+        detail = f"an earlier row names {', '.join(map(repr, named))}" if tuple(named) in seen else ""
+        yield _EMPTY | {"names": named, "row": row, "reason": "duplicate_key" if detail else "", "detail": detail}
+        seen.add(tuple(named))
+    used = {name for named in seen for name in named}
+    unnamed = {"reason": "no_caption", "detail": "no row of the metadata names this image"}
     for name in names:
-        if name not in seen and _extension(name) in PICTURES:
-            yield _EMPTY | {"name": name, "reason": "no_caption", "detail": "no row of the metadata names this image"}
+        if name not in used and _extension(name) in PICTURES:
+            yield _EMPTY | {"names": [name]} | unnamed
+
+
+def _named(row: object) -> list[str] | None:
+    """The images that a row of the metadata names, or None where it names none."""
+    if not isinstance(row, dict):
+        return None
+    listed = row.get(NAMES_FIELD)
+    named: list[Any] = listed if isinstance(listed, list) else [row.get(NAME_FIELD)]
+    return named if named and all(isinstance(name, str) and name for name in named) else None
 
 
 def _rows_of(metadata: str) -> list[Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import PurePosixPath
@@ -16,9 +17,9 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.storage import absolute
 from pipelines.corpus.samples import BadSampleError, Fault, Origin, Raw
-from pipelines.corpus.sources.base import Mapper, Unit, chunked, digest_of, listing, rows_of
-from pipelines.corpus.sources.conversations import TEXT_EXTENSIONS, from_files
-from pipelines.corpus.sources.tars import Group, Survey, content, evidence, lost, picture_of, survey
+from pipelines.corpus.sources.base import MAX_IMAGES, Mapper, Unit, chunked, digest_of, listing, rows_of
+from pipelines.corpus.sources.conversations import check_places, first_text, from_files
+from pipelines.corpus.sources.tars import Content, Group, Survey, lost, raw_or_fault, survey
 
 OBTAINED = "success"
 _COLUMNS = ("key", "status", "error_message", "caption", "url")
@@ -30,17 +31,20 @@ Row = dict[str, Any]
 class Img2DatasetSource:
     """Captioned images. The parquet says what there should be, the tar what there is; both must agree.
 
+    img2dataset writes one image per caption; several under a key, added by other tools, are read as everywhere.
     Without its parquet a tar speaks for itself; without its tar a parquet misses every image.
 
     Args:
         folder: the output folder of img2dataset.
         prompt: the user's words before every caption.
         max_bytes: the largest image that is read.
+        max_images: most images of one caption.
     """
 
     folder: str
     prompt: str
     max_bytes: int
+    max_images: int = MAX_IMAGES
 
     def __post_init__(self) -> None:
         """Require a folder with tars."""
@@ -107,21 +111,16 @@ class Img2DatasetSource:
 
     def _sample(self, stream: BinaryIO, position: int, row: Row) -> Raw | Fault:
         origin: Origin = {"file": f"{row['file']}.tar", "key": row["key"], "url": row.get("url")}
-        members = {name: (place[0], place[1]) for name, place in row["members"].items()}
-        group = Group(row["key"], members, row["reason"], row["detail"])
-        try:
-            group.require_good()
-            return self._raw(position, row, content(stream, group, self.max_bytes), origin)
-        except BadSampleError as bad:
-            held = evidence(stream, group, self.max_bytes)
-            return Fault(reason=bad.reason, origin=origin, detail=bad.detail, evidence=held)
+        group = Group(row["key"], row["members"], row["reason"], row["detail"])
+        limits = self.max_bytes, self.max_images
+        return raw_or_fault(stream, group, limits, origin, partial(self._raw, position, row, origin))
 
-    def _raw(self, position: int, row: Row, members: Mapping[str, bytes], origin: Origin) -> Raw:
-        if (picture := picture_of(members)) is None:
+    def _raw(self, position: int, row: Row, origin: Origin, found: Content) -> Raw:
+        if not found.images:
             raise BadSampleError("missing_image", f"{origin['file']} has no image under this key")
-        files = {name: members[name] for name in TEXT_EXTENSIONS if name in members}
-        messages, _ = from_files(files, row.get("caption"), self.prompt)
-        return Raw(position=position, identity=row["key"], image=members[picture], messages=messages, origin=origin)
+        messages, record = from_files(found.texts, row.get("caption"), self.prompt)
+        check_places(first_text(record), len(found.images), listed=found.listed)
+        return Raw(position=position, identity=row["key"], images=found.images, messages=messages, origin=origin)
 
 
 def _placed(row: Row, group: Group) -> Row:

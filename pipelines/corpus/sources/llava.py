@@ -10,26 +10,29 @@ from typing import Any
 
 from cluster import storage
 from cluster.storage import absolute
-from pipelines.corpus.samples import IMAGE_TOKEN, BadSampleError, Fault, Origin, Raw
-from pipelines.corpus.sources.base import Mapper, Unit, check_path, cut, digest_of, listing, read_image
-from pipelines.corpus.sources.conversations import kind, messages_of, speaks_of_image
+from pipelines.corpus.samples import BadSampleError, Fault, Origin, Raw, check_count
+from pipelines.corpus.sources.base import MAX_IMAGES, Mapper, Unit, check_path, cut, digest_of, listing, read_image
+from pipelines.corpus.sources.conversations import check_places, kind, messages_of
 
 
 @dataclass(frozen=True)
 class LlavaSource:
     """Records `{"id", "image"?, "conversations": [{"from": "human" | "gpt", "value"}]}`; text-only rows are kept.
 
-    Ids need not be unique: LLaVA names its records by their pictures.
+    `image` is a path or a list of paths, with as many `<image>` in the turns as there are paths, or none. Ids need not
+    be unique: LLaVA names its records by their pictures.
 
     Args:
         annotations: the JSON file.
         images: the folder of the images.
         max_bytes: the largest image that is read.
+        max_images: most images of one record.
     """
 
     annotations: str
     images: str
     max_bytes: int
+    max_images: int = MAX_IMAGES
 
     def __post_init__(self) -> None:
         """Require the image folder."""
@@ -76,7 +79,7 @@ class LlavaSource:
     def _origin(self, position: int, record: object) -> Origin:
         origin: Origin = {"file": PurePosixPath(self.annotations).name, "record": position}
         if isinstance(record, dict):
-            origin |= {name: record[name] for name in ("id", "image") if isinstance(record.get(name), str | int)}
+            origin |= {name: record[name] for name in ("id", "image") if isinstance(record.get(name), str | int | list)}
         return origin
 
     def _raw(self, position: int, record: object, origin: Origin) -> Raw:
@@ -84,25 +87,32 @@ class LlavaSource:
             raise BadSampleError("bad_record", f"the record is a JSON {kind(record)}, expected an object")
         turns = _turns(record)
         messages = messages_of(turns, "")
-        image = self._image(record, speaks_of_one=speaks_of_image(turns))
+        names = _names(record)
+        check_places(turns, len(names), listed=isinstance(record.get("image"), list))
+        check_count(len(names), self.max_images)
         identity = record.get("id")
         return Raw(
             position=position,
             identity=str(identity) if isinstance(identity, str | int) else "",
-            image=image,
+            images=tuple(self._image(name) for name in names),
             messages=messages,
             origin=origin,
         )
 
-    def _image(self, record: dict[str, Any], *, speaks_of_one: bool) -> bytes | None:
-        name = record.get("image")
-        if name is None or name == "":
-            if speaks_of_one:
-                raise BadSampleError("missing_image", f"the text has {IMAGE_TOKEN} but the record names no image")
-            return None
-        if not isinstance(name, str):
-            raise BadSampleError("bad_record", f"image is a JSON {kind(name)}, expected one path")
+    def _image(self, name: str) -> bytes:
         return read_image(storage.join(self.images, check_path(name)), self.max_bytes)
+
+
+def _names(record: dict[str, Any]) -> list[str]:
+    """The paths of the images that a record names, one or several or none."""
+    named = record.get("image")
+    if named is None or named == "":
+        return []
+    names = named if isinstance(named, list) else [named]
+    for name in names:
+        if not isinstance(name, str):
+            raise BadSampleError("bad_record", f"image has a JSON {kind(name)}, expected a path or a list of paths")
+    return names
 
 
 def _turns(record: dict[str, Any]) -> list[Any]:

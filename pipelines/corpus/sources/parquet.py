@@ -1,4 +1,4 @@
-"""Parquet as Hugging Face writes it: a column of image structs `{"bytes", "path"}` beside captions or conversations."""
+"""Parquet as Hugging Face writes it: image structs `{"bytes", "path"}` or lists of them, beside texts."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.storage import StorageError, absolute
-from pipelines.corpus.samples import BadSampleError, Fault, Origin, Raw
-from pipelines.corpus.sources.base import Mapper, Unit, cut, digest_of, matching, slices
-from pipelines.corpus.sources.conversations import TEXT_FIELDS, messages_of, speaks_of_image
+from pipelines.corpus.samples import BadSampleError, Fault, Origin, Raw, check_count
+from pipelines.corpus.sources.base import MAX_IMAGES, Mapper, Unit, cut, digest_of, matching, slices
+from pipelines.corpus.sources.conversations import TEXT_FIELDS, check_places, messages_of
 
 _ROWS = 32
 """Rows that are unpacked at once: pictures are large."""
@@ -30,11 +30,13 @@ class ParquetSource:
 
     Args:
         files: folder, file or glob.
-        image: column of the images: structs, plain bytes, or lists of at most one.
+        image: column of the images: structs, plain bytes, or lists of either, with as many `<image>` in the turns or
+            none.
         text: column of captions or conversations; None for the first of those that people usually have.
         identity: column of the rows' names, which need not be there.
         prompt: the user's words before a caption.
         max_bytes: the largest image that is taken.
+        max_images: most images of one row.
     """
 
     files: str
@@ -43,6 +45,7 @@ class ParquetSource:
     identity: str
     prompt: str
     max_bytes: int
+    max_images: int = MAX_IMAGES
 
     def __post_init__(self) -> None:
         """Require at least one file."""
@@ -99,7 +102,7 @@ class ParquetSource:
             return Raw(
                 position=position,
                 identity=str(own) if isinstance(own, str | int) else "",
-                image=self._image(row[0], row[1]),
+                images=self._images(row[0], row[1]),
                 messages=messages_of(row[1], self.prompt),
                 origin=origin,
             )
@@ -107,15 +110,17 @@ class ParquetSource:
             record = json.dumps([own, row[1]], default=str).encode()
             return Fault(reason=bad.reason, origin=origin, detail=bad.detail, evidence={"record": record})
 
-    def _image(self, value: object, texts: object) -> bytes | None:
-        if isinstance(value, list):
-            if len(value) > 1:
-                raise BadSampleError("bad_record", f"the row holds {len(value)} images, expected one")
-            value = value[0] if value else None
-        if value is None:
-            if not isinstance(texts, list) or speaks_of_image(texts):
-                raise BadSampleError("missing_image", "the row holds no image")
-            return None
+    def _images(self, value: object, texts: object) -> tuple[bytes, ...]:
+        listed = isinstance(value, list)
+        images = value if isinstance(value, list) else [value]
+        images = [] if all(image is None for image in images) else images
+        if not images and not isinstance(texts, list):
+            raise BadSampleError("missing_image", "the row holds no image")
+        check_places(texts, len(images), listed=listed)
+        check_count(len(images), self.max_images)
+        return tuple(self._image(image) for image in images)
+
+    def _image(self, value: object) -> bytes:
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None or isinstance(data, str):
             raise BadSampleError("missing_image", f"the row names an image but holds none of its bytes: {value}")

@@ -59,7 +59,7 @@ def _sample(scene: RenderedScene, image: bytes, position: int, turn: int) -> Raw
     return Raw(
         position=position,
         identity=f"{scene.key}-{turn}",
-        image=image,
+        images=(image,),
         messages=[{"role": "user", "text": question}, {"role": "assistant", "text": answer}],
         origin={"scene": scene.key, "turn": turn},
     )

@@ -2,19 +2,24 @@
 
 Members of a key belong together where they stand together. A key that comes again is either the rest of its sample,
 which is then gathered at its first place, or, where it repeats an extension, a second sample of the same name.
+
+A sample has one picture, `<key>.jpg`, or several: `<key>.0.jpg`, `<key>.1.png` and so on, counted from 0 or 1 without a
+gap; `<key>.jpg` may stand for the first of them, and the numbers then go on with 1. Pictures with words in front of the
+extension, such as `<key>.mask.png`, are not the sample's.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from cluster import storage
-from pipelines.corpus.samples import BadSampleError, Evidence
+from pipelines.corpus.samples import BadSampleError, Evidence, Fault, Origin, Raw, check_count
 from pipelines.corpus.sources.base import check_path
 from pipelines.corpus.sources.conversations import MAX_TEXT_BYTES, TEXT_EXTENSIONS
 
@@ -26,7 +31,7 @@ _PYTHON = ("pkl", "pickle", "pk", "p", "dill", "joblib", "pt", "pth", "ckpt", "b
 _PROGRAMS = ("so", "dll", "dylib", "exe", "sh", "bat", "jar", "class")
 PICKLED = frozenset((*_PYTHON, *_PROGRAMS))
 """Extensions whose content runs, or whose usual readers run it."""
-READ = frozenset((*PICTURES, *TEXT_EXTENSIONS))
+_NUMBERED = re.compile(rf"([0-9]{{1,4}})\.(?:{'|'.join(PICTURES)})")
 
 
 @dataclass
@@ -47,6 +52,15 @@ class Group:
         """Raise BadSampleError if something forbids to use the sample."""
         if self.reason:
             raise BadSampleError(self.reason, self.detail)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Content:
+    """The members of a sample that we read. `listed` is true where numbers say that there may be several images."""
+
+    images: tuple[bytes, ...]
+    texts: dict[str, bytes]
+    listed: bool
 
 
 @dataclass(frozen=True)
@@ -72,16 +86,45 @@ def survey(uri: str) -> Survey:
     return Survey(_gathered(runs), end)
 
 
-def content(stream: BinaryIO, group: Group, max_bytes: int) -> dict[str, bytes]:
-    """The members of a sample that we read, each at most one byte over its limit."""
-    found = {}
-    for extension, (offset, size) in group.members.items():
-        if extension not in READ:
-            continue
-        limit = max_bytes if extension in PICTURES else MAX_TEXT_BYTES
+def raw_or_fault(
+    stream: BinaryIO, group: Group, limits: tuple[int, int], origin: Origin, make: Callable[[Content], Raw]
+) -> Raw | Fault:
+    """What `make` makes of a sample's content, or why it is put aside, with all its members as evidence.
+
+    Args:
+        stream: of the tar.
+        group: as it was surveyed.
+        limits: bytes of the largest image that is read, and most images of one sample.
+        origin: of the sample.
+        make: may raise BadSampleError.
+    """
+    try:
+        group.require_good()
+        return make(content(stream, group, *limits))
+    except BadSampleError as bad:
+        held = evidence(stream, group, limits[0])
+        return Fault(reason=bad.reason, origin=origin, detail=bad.detail, evidence=held)
+
+
+def content(stream: BinaryIO, group: Group, max_bytes: int, max_images: int) -> Content:
+    """The members of a sample that we read, each at most one byte over its limit.
+
+    Raises:
+        BadSampleError: `too_many_images`, before any is read, or what `pictures_of` finds.
+    """
+    pictures = pictures_of(group.members)
+    check_count(len(pictures), max_images)
+
+    def part(extension: str, limit: int) -> bytes:
+        offset, size = group.members[extension]
         stream.seek(offset)
-        found[extension] = stream.read(min(size, limit + 1))
-    return found
+        return stream.read(min(size, limit + 1))
+
+    return Content(
+        images=tuple(part(extension, max_bytes) for extension in pictures),
+        texts={name: part(name, MAX_TEXT_BYTES) for name in TEXT_EXTENSIONS if name in group.members},
+        listed=any(extension not in PICTURES for extension in pictures),
+    )
 
 
 def evidence(stream: BinaryIO, group: Group, max_bytes: int) -> Evidence:
@@ -94,10 +137,22 @@ def evidence(stream: BinaryIO, group: Group, max_bytes: int) -> Evidence:
     return found
 
 
-def picture_of(members: Iterable[str]) -> str | None:
-    """The extension of the picture among a sample's, or None."""
+def pictures_of(members: Iterable[str]) -> list[str]:
+    """The extensions of the pictures among a sample's, in order.
+
+    Raises:
+        BadSampleError: `missing_image` where their numbers have a gap, `bad_record` where one comes twice.
+    """
     there = set(members)
-    return next((extension for extension in PICTURES if extension in there), None)
+    plain = [extension for extension in PICTURES if extension in there][:1]
+    numbered = sorted((int(found[1]), name) for name in there if (found := _NUMBERED.fullmatch(name)))
+    numbers = [number for number, _ in numbered]
+    first = min(1, numbers[0]) if numbers and not plain else 1
+    if len(set(numbers)) < len(numbers):
+        raise BadSampleError("bad_record", f"two images have the same number: {numbers}")
+    if numbers != list(range(first, first + len(numbers))):
+        raise BadSampleError("missing_image", f"the images are numbered {numbers}, expected no gap from {first} on")
+    return [*plain, *(name for _, name in numbered)]
 
 
 def _walk(stream: BinaryIO, size: int, runs: list[Group]) -> str:

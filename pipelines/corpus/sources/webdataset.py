@@ -1,10 +1,11 @@
-"""WebDataset tars of any maker: `<key>.jpg` with `<key>.txt`, `<key>.caption` or `<key>.json`."""
+"""WebDataset tars of any maker: `<key>.jpg`, or `<key>.0.jpg` and so on, with `<key>.txt`, `.caption` or `.json`."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import PurePosixPath
@@ -13,9 +14,9 @@ from typing import Any, BinaryIO
 from cluster import storage
 from cluster.storage import absolute
 from pipelines.corpus.samples import BadSampleError, Fault, Origin, Raw
-from pipelines.corpus.sources.base import Mapper, Unit, check_path, chunked, digest_of, matching, rows_of
-from pipelines.corpus.sources.conversations import TEXT_EXTENSIONS, first_text, from_files, speaks_of_image
-from pipelines.corpus.sources.tars import Group, content, evidence, lost, picture_of, survey
+from pipelines.corpus.sources.base import MAX_IMAGES, Mapper, Unit, check_path, chunked, digest_of, matching, rows_of
+from pipelines.corpus.sources.conversations import check_places, first_text, from_files
+from pipelines.corpus.sources.tars import Content, Group, lost, raw_or_fault, survey
 
 _INDEX_KIND = "wids-shard-index-v1"
 _INDEXES = ("index.json", "manifest.json")
@@ -34,11 +35,13 @@ class WebDatasetSource:
         tars: folder, file or glob.
         prompt: the user's words before a caption.
         max_bytes: the largest image that is read.
+        max_images: most images of one sample.
     """
 
     tars: str
     prompt: str
     max_bytes: int
+    max_images: int = MAX_IMAGES
 
     def __post_init__(self) -> None:
         """Require at least one tar."""
@@ -108,22 +111,15 @@ class WebDatasetSource:
     def _sample(self, stream: BinaryIO, position: int, row: Any) -> Raw | Fault:
         uri, key, reason, detail, members = row
         origin: Origin = {"file": PurePosixPath(uri).name, "key": key}
-        group = Group(key, {name: (place[0], place[1]) for name, place in members.items()}, reason, detail)
-        try:
-            group.require_good()
-            return self._raw(position, key, content(stream, group, self.max_bytes), origin)
-        except BadSampleError as bad:
-            held = evidence(stream, group, self.max_bytes)
-            return Fault(reason=bad.reason, origin=origin, detail=bad.detail, evidence=held)
+        group, limits = Group(key, members, reason, detail), (self.max_bytes, self.max_images)
+        return raw_or_fault(stream, group, limits, origin, partial(self._raw, position, key, origin))
 
-    def _raw(self, position: int, key: str, members: Mapping[str, bytes], origin: Origin) -> Raw:
-        picture = picture_of(members)
-        files = {name: members[name] for name in TEXT_EXTENSIONS if name in members}
-        messages, record = from_files(files, None, self.prompt)
-        if picture is None and not _text_only(record):
-            raise BadSampleError("missing_image", f"{origin['file']} has no image under this key")
-        image = None if picture is None else members[picture]
-        return Raw(position=position, identity=identity(record, key), image=image, messages=messages, origin=origin)
+    def _raw(self, position: int, key: str, origin: Origin, found: Content) -> Raw:
+        messages, record = from_files(found.texts, None, self.prompt)
+        _check_images(record, found, str(origin["file"]))
+        return Raw(
+            position=position, identity=identity(record, key), images=found.images, messages=messages, origin=origin
+        )
 
 
 def identity(record: Mapping[str, Any], key: str) -> str:
@@ -132,10 +128,14 @@ def identity(record: Mapping[str, Any], key: str) -> str:
     return str(own) if isinstance(own, str | int) and not isinstance(own, bool) else key
 
 
-def _text_only(record: Mapping[str, Any]) -> bool:
-    """Whether a record without picture is a conversation that needs none."""
-    texts = first_text(record)
-    return isinstance(texts, list) and not record.get("image") and not speaks_of_image(texts)
+def _check_images(record: Mapping[str, Any], found: Content, file: str) -> None:
+    """Hold the images against what the record says of them; only a conversation may need none."""
+    texts, number, said = first_text(record), len(found.images), record.get("images")
+    if not number and (record.get("image") or not isinstance(texts, list)):
+        raise BadSampleError("missing_image", f"{file} has no image under this key")
+    if isinstance(said, int) and not isinstance(said, bool) and said != number:
+        raise BadSampleError("missing_image", f"{file} has {number} images under this key, the record says {said}")
+    check_places(texts, number, listed=found.listed)
 
 
 def _missing(uri: str, row: Any) -> Fault:

@@ -50,7 +50,7 @@ def train(
                 names = [keys[place] for place in places]
                 if change is not None:
                     places, names = change(step, slot, places, names)
-                batches.append(MicroBatch(places, names, [None] * 3, [{}] * 3))
+                batches.append(MicroBatch(places, names, [[]] * 3, [{}] * 3))
             ledger.note(step, batches)
         ledger.flush()
 

@@ -32,8 +32,8 @@ def test_samples_come_whole_and_in_order(rendered: Callable[..., Manifest]) -> N
     assert [sample.key for sample in samples] == sorted(sample.key for sample in samples)
     record = json.loads(samples[7].record)
     assert record["id"] == "scene-0-0000002-1"
-    assert samples[7].image is not None
-    assert samples[7].image.startswith(b"\x89PNG")
+    (image,) = samples[7].images
+    assert image.startswith(b"\x89PNG")
 
 
 class Faulty:

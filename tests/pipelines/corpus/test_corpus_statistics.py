@@ -21,17 +21,17 @@ from pipelines.corpus.validation import check
 from tests.pipelines.corpus.formats import Record, recipe, write
 
 
-def sample(number: int, image: bytes | None, *texts: str) -> Sample:
+def sample(number: int, images: tuple[bytes, ...], *texts: str) -> Sample:
     turns = [{"role": ("user", "assistant")[place % 2], "text": text} for place, text in enumerate(texts)]
-    found = check(Raw(position=number, identity="a", image=image, messages=turns, origin={}), Limits())
+    found = check(Raw(position=number, identity="a", images=images, messages=turns, origin={}), Limits())
     assert isinstance(found, Sample)
     return found
 
 
 @pytest.fixture
 def samples(jpegs: list[bytes]) -> list[Sample]:
-    seeing = [sample(number, data, "What is it?", "word " * (number + 1)) for number, data in enumerate(jpegs[:6])]
-    return [*seeing, sample(6, None, "a", "b", "c d", "e f g")]
+    seeing = [sample(number, (data,), "What is it?", "word " * (number + 1)) for number, data in enumerate(jpegs[:6])]
+    return [*seeing, sample(6, (), "a", "b", "c d", "e f g")]
 
 
 def test_what_is_counted(samples: list[Sample]) -> None:
@@ -96,7 +96,7 @@ def test_a_corpus_has_its_statistics_beside_the_manifest(
 
 
 def test_a_corpus_without_pictures_can_be_drawn() -> None:
-    texts = measure([sample(0, None, "", "b")], None)
+    texts = measure([sample(0, (), "", "b")], None)
     with Image.open(io.BytesIO(draw(texts, {}))) as picture:
         assert picture.format == "PNG"
 

@@ -58,7 +58,7 @@ def test_nothing_is_put_aside_unasked(records: list[Record], tmp_path: Path, pro
 def test_exact_copies_go_and_other_words_stay(records: list[Record], tmp_path: Path, progress: Progress) -> None:
     manifest = make(tmp_path, records, progress, duplicates=Duplicates(exact=True))
     assert (manifest.written, dict(manifest.quarantined)) == (11, {"duplicate": 1})
-    assert "record 0 has the same image and texts" in (tmp_path / "out" / "quarantine.jsonl").read_text()
+    assert "record 0 has the same images and texts" in (tmp_path / "out" / "quarantine.jsonl").read_text()
 
 
 def test_pictures_that_look_the_same_go(records: list[Record], tmp_path: Path, progress: Progress) -> None:
@@ -105,6 +105,17 @@ def test_text_only_samples_have_no_picture_to_compare() -> None:
     texts = [Fingerprint(position=number, exact="ab" * 32, near=None) for number in range(3)]
     assert verdicts([texts], Duplicates(near_distance=31)) == [{}]
     assert set(verdicts([texts], Duplicates(exact=True))[0]) == {1, 2}
+
+
+def test_of_several_pictures_each_is_near_and_as_many_are_there() -> None:
+    albums = [(0, 0), (0b11, 0b1), (0, 0b11111), (0b11111, 0), (0,), (0, 0, 0)]
+    listed = [
+        Fingerprint(position=number, exact=f"{number:064x}", near="".join(f"{code:016x}" for code in codes))
+        for number, codes in enumerate(albums)
+    ]
+    assert verdicts([listed], Duplicates(near_distance=4)) == [
+        {1: ("near_duplicate", "record 0 has pictures that differ in 2 of 64 bits")}
+    ]
 
 
 @pytest.mark.parametrize("distance", [0, 1, 3, 8, 31])

@@ -64,7 +64,7 @@ def test_a_span_is_read_from_a_position_in_its_middle(
         row = table.to_pylist()[0]
         assert {(position - first) // 2 % 2 % world for position in row["position"]} <= {number % world}
         keys |= dict(zip(row["position"], row["key"], strict=True))
-        assert all(image.startswith(b"\x89PNG") for image in row["image"])
+        assert all(image.startswith(b"\x89PNG") for (image,) in row["images"])
     assert sorted(keys) == list(range(first, last))
     order = blend.orders[0]
     expected = [f"{shard * 8 + index:09d}" for shard, index in order.samples(order.window(1))[5:-2]]

@@ -137,10 +137,10 @@ def test_text_only_rows_and_photographs_arrive_unchanged(
     manifest = prepare(llava.recipe(tmp_path / "out"), progress)
     feed = CorpusFeed(corpora=manifest.folder, seed=1, micro_batch=3, window_shards=2)
     shares = feed.dataset().take_all()
-    rows = [row for share in shares for row in zip(share["image"], share["sample"], strict=True)]
-    assert sorted(image for image, _ in rows if image is not None) == sorted(jpegs)
-    assert sum(image is None for image, _ in rows) == 6
-    assert all(json.loads(record)["image"] == (image is not None) for image, record in rows)
+    rows = [row for share in shares for row in zip(share["images"], share["sample"], strict=True)]
+    assert sorted(image for images, _ in rows for image in images) == sorted(jpegs)
+    assert sum(not images for images, _ in rows) == 6
+    assert all(json.loads(record)["image"] == bool(images) for images, record in rows)
 
 
 def test_a_damaged_shard_stops_the_feed_with_its_name(rendered: Callable[..., Manifest]) -> None:

@@ -25,7 +25,7 @@ class Blocks:
 
 def share(positions: list[int]) -> pa.Table:
     count = len(positions)
-    return pa.table([[positions], [["k"] * count], [[None] * count], [[b"{}"] * count]], schema=SCHEMA)
+    return pa.table([[positions], [["k"] * count], [[[]] * count], [[b"{}"] * count]], schema=SCHEMA)
 
 
 def test_each_rank_proves_its_positions() -> None:

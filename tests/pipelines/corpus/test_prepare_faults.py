@@ -70,17 +70,17 @@ def test_every_planted_fault_is_kept_as_documented_or_put_aside_by_reason(
     assert dict(manifest.quarantined) == expected
     assert manifest.input == GOOD + len(faults) == manifest.written + sum(expected.values())
     verify(manifest)
-    seen = {sample["id"]: image for sample, image in samples(manifest)}
+    seen = {sample["id"]: image for sample, (image,) in samples(manifest)}
     assert set(seen) == {record.name for record in good} | {"cmyk", "deep", "rotated"}
     assert seen["cmyk"] == next(record.image for record, _ in faults if record.name == "cmyk")
-    assert decode_image(seen["rotated"] or b"").size == (180, 240)
+    assert decode_image(seen["rotated"]).size == (180, 240)
     grey = np.asarray(Image.open(io.BytesIO(jpegs[11])).convert("L"))
-    assert np.array_equal(np.asarray(decode_image(seen["deep"] or b""))[..., 0], grey)
+    assert np.array_equal(np.asarray(decode_image(seen["deep"]))[..., 0], grey)
 
 
-def samples(manifest: Manifest) -> list[tuple[dict[str, Any], bytes | None]]:
+def samples(manifest: Manifest) -> list[tuple[dict[str, Any], list[bytes]]]:
     found = [read_shard(manifest.uri(number), shard) for number, shard in enumerate(manifest.shards)]
-    return [(json.loads(stored.record), stored.image) for several in found for stored in several]
+    return [(json.loads(stored.record), stored.images) for several in found for stored in several]
 
 
 def link(header: tarfile.TarInfo) -> None:

@@ -15,8 +15,8 @@ def turns(*texts: str) -> list[Message]:
     return [{"role": ("user", "assistant")[number % 2], "text": text} for number, text in enumerate(texts)]
 
 
-def raw(*texts: str, identity: str = "a", image: bytes | None = None) -> Raw:
-    return Raw(position=0, identity=identity, image=image, messages=turns(*texts), origin={"record": 0})
+def raw(*texts: str, identity: str = "a", images: tuple[bytes, ...] = ()) -> Raw:
+    return Raw(position=0, identity=identity, images=images, messages=turns(*texts), origin={"record": 0})
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_an_answer_before_any_question_is_a_bad_record() -> None:
 
 
 def test_members_stand_image_first_and_text_only_has_one(jpegs: list[bytes]) -> None:
-    seen = check(raw("q", "a", image=jpegs[0]), Limits())
+    seen = check(raw("q", "a", images=(jpegs[0],)), Limits())
     assert isinstance(seen, Sample)
     assert [name for name, _ in seen.members()] == ["000000000-a.jpg", "000000000-a.json"]
     text = check(raw("q", "a"), Limits())

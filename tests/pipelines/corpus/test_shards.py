@@ -12,9 +12,9 @@ from pipelines.corpus.samples import Sample
 from pipelines.corpus.shards import ShardError, digests, encode_shard, index_shard
 
 SAMPLES = [
-    Sample(key="000000000-a", image=b"jpeg bytes", extension="jpg", record={"id": "a"}),
-    Sample(key="000000001-b", image=None, extension=None, record={"id": "b", "text": "größer"}),
-    Sample(key="000000002-c", image=b"", extension="png", record={"id": "c"}),
+    Sample(key="000000000-a", images=(b"jpeg bytes",), extensions=("jpg",), record={"id": "a"}),
+    Sample(key="000000001-b", record={"id": "b", "text": "größer"}),
+    Sample(key="000000002-c", images=(b"",), extensions=("png",), record={"id": "c"}),
 ]
 
 
@@ -34,9 +34,18 @@ def test_a_shard_reads_back_as_written() -> None:
     data = encode_shard(SAMPLES)
     entries = index_shard(data, "s")
     assert [entry.key for entry in entries] == [sample.key for sample in SAMPLES]
-    assert [entry.image for entry in entries] == ["jpg", None, "png"]
+    assert [entry.images for entry in entries] == [["jpg"], [], ["png"]]
     assert entries[0].part(data, "jpg") == b"jpeg bytes"
     assert entries[1].part(data, "json") == '{"id":"b","text":"größer"}'.encode()
+
+
+def test_several_images_read_back_in_order() -> None:
+    images = tuple(b"%d" % number for number in range(12))
+    sample = Sample(key="k", images=images, extensions=("jpg", "png") * 6, record={})
+    data = encode_shard([sample])
+    (entry,) = index_shard(data, "s")
+    assert entry.images[9:] == ["9.png", "10.jpg", "11.png"]
+    assert tuple(entry.part(data, extension) for extension in entry.images) == images
 
 
 def test_the_bytes_of_a_shard_are_known() -> None:
@@ -47,7 +56,7 @@ def test_the_bytes_of_a_shard_are_known() -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.4, 0.6])
 def test_a_shard_that_is_cut_is_refused(share: float) -> None:
-    data = encode_shard([Sample(key=f"k{n}", image=b"x" * 3000, extension="jpg", record={}) for n in range(5)])
+    data = encode_shard([Sample(key=f"k{n}", images=(b"x" * 3000,), extensions=("jpg",), record={}) for n in range(5)])
     with pytest.raises(ShardError, match=r"shard cut\.tar: the archive is damaged"):
         index_shard(data[: int(len(data) * share)], "cut.tar")
 
@@ -72,6 +81,15 @@ def test_what_is_no_archive_is_refused(data: bytes) -> None:
         (["a.jpg", "a.png", "a.json"], "expected json and one image"),
         (["a.json", "b.json", "a.jpg"], "do not stand together"),
         (["a.json", "a.json"], "is there twice"),
+        (["a.0.jpg", "a.json"], "several images numbered from 0"),
+        (["a.0.jpg", "a.2.jpg", "a.json"], "several images numbered from 0"),
+        (["a.1.jpg", "a.2.jpg", "a.json"], "several images numbered from 0"),
+        (["a.0.jpg", "a.1.jpg", "a.jpg", "a.json"], "several images numbered from 0"),
+        (["a.0.jpg", "a.0.png", "a.json"], "several images numbered from 0"),
+        (["a.0.jpg", "a.1.jpg"], "several images numbered from 0"),
+        (["a.00.jpg", "a.1.jpg", "a.json"], "is not one of"),
+        (["a.0.json", "a.json"], "is not one of"),
+        (["a.0.pkl", "a.json"], "is not one of"),
     ],
 )
 def test_names_are_not_trusted(members: list[str], named: str) -> None:

@@ -7,9 +7,12 @@ from PIL import Image
 
 from pipelines.corpus.micro_batches import MicroBatch
 from pipelines.training.batches import Collator, ahead
+from pipelines.training.objective import Objective
+from qmop.loading import derive
 from qmop.placeholders import IGNORED
 from qmop.queries import draw_turn
 from qmop.tiny.assemble import tiny_processor
+from qmop.tiny.base import base_path
 
 TALK = [
     {"role": "user", "text": "how many red objects are there ?"},
@@ -20,14 +23,20 @@ TALK = [
 
 
 def picture(size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
+    return encoded(np.full((size[1], size[0], 3), 200, np.uint8), kind)
+
+
+def encoded(levels_HWC: np.ndarray, kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.full((size[1], size[0], 3), 200, np.uint8)).save(buffer, kind)
+    Image.fromarray(levels_HWC).save(buffer, kind)
     return buffer.getvalue()
 
 
-def micro(*images: bytes | None) -> MicroBatch:
-    samples = [{"id": str(i), "messages": TALK, "image": image is not None} for i, image in enumerate(images)]
-    return MicroBatch(list(range(len(images))), [str(i) for i in range(len(images))], list(images), samples)
+def micro(*images: bytes | list[bytes] | None) -> MicroBatch:
+    """One sample each: with one picture, several or none."""
+    several = [[one] if isinstance(one, bytes) else one or [] for one in images]
+    samples = [{"id": str(i), "messages": TALK, "image": bool(one)} for i, one in enumerate(several)]
+    return MicroBatch(list(range(len(images))), [str(i) for i in range(len(images))], several, samples)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +79,72 @@ def test_text_only_rows_sit_beside_rows_with_pictures(collate: Collator) -> None
     assert not batch.dummy
 
 
+def test_several_pictures_stand_in_front_of_the_question_in_their_order(collate: Collator) -> None:
+    first, second, third = (picture((40, 30 + number)) for number in range(3))
+    batch = collate(micro([first, second], None, third))
+    assert batch.inputs["image_rows"].tolist() == [0, 0, 2]
+    assert torch.equal(batch.inputs["pixel_values"], collate.pictures([first, second, third]))
+    placeholder = collate.processor.image_token_id
+    assert (batch.inputs["input_ids"] == placeholder).sum(1).tolist() == [32, 0, 16]
+    question, told = draw_turn(TALK, 3, 0)
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": question}]
+    asked = collate.processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+    )
+    pictures = [Image.open(io.BytesIO(data)) for data in (first, second)]
+    whole = collate.processor(images=pictures, text=f"{asked} {told} </s>", return_tensors="pt")["input_ids"][0]
+    assert torch.equal(batch.inputs["input_ids"][0][: len(whole)], whole)
+
+
+@pytest.mark.parametrize("compressor", ["average_pool", "qmop"])
+def test_rows_with_one_three_and_no_pictures_lose_the_same_as_each_alone(compressor: str) -> None:
+    torch.manual_seed(0)
+    model, processor = derive(base_path("tiny"), compressor, 16)
+    collate, objective = Collator(processor, seed=3, max_length=96), Objective(model)
+    rng = np.random.default_rng(0)
+    pictures = [encoded(rng.integers(0, 255, (96, 96, 3), np.uint8)) for _ in range(4)]
+    samples = micro(pictures[0], pictures[1:], None)
+    whole = collate(samples)
+    assert whole.inputs["image_rows"].tolist() == [0, 1, 1, 1]
+    for row in range(3):
+        alone = collate(MicroBatch(*([column[row]] for column in vars(samples).values())))
+        others = torch.arange(3)[:, None] != row
+        masked = whole.labels.masked_fill(others, IGNORED)
+        with torch.no_grad():
+            together, _ = objective(whole.inputs, masked, dummy=whole.dummy)
+            single, _ = objective(alone.inputs, alone.labels, dummy=alone.dummy)
+        assert together.item() == pytest.approx(single.item(), rel=1e-5)
+        assert single.item() > 0.01
+
+
+def test_prompts_that_leave_no_room_are_left_out_whole_and_counted() -> None:
+    """18 tokens stand around the placeholders of the longer question, so two pictures fit and three do not."""
+    collate = Collator(tiny_processor(16), seed=3, max_length=54)
+    one, two, three = (picture((40 + number, 30)) for number in range(3))
+    batch = collate(micro([one, two], [one, two, three], three))
+    assert batch.left_out == ("1",)
+    assert batch.keys == ("0", "1", "2")
+    assert batch.inputs["image_rows"].tolist() == [0, 0, 2]
+    assert torch.equal(batch.inputs["pixel_values"], collate.pictures([one, two, three]))
+    placeholders = (batch.inputs["input_ids"] == collate.processor.image_token_id).sum(1)
+    assert placeholders.tolist() == [32, 0, 16]
+    assert (batch.labels != IGNORED).sum(1).tolist() == [2, 0, 2]
+    alone = collate(micro([one, two, three]))
+    assert (alone.dummy, alone.targets, alone.left_out) == (True, 0, ("0",))
+    assert alone.inputs["pixel_values"].shape[0] == 1
+    assert alone.inputs["input_ids"].shape[1] <= 54
+
+
+def test_placeholders_are_never_cut_whatever_the_limit() -> None:
+    processor, pictures = tiny_processor(16), [picture()] * 2
+    for limit in range(1, 60):
+        batch = Collator(processor, seed=3, max_length=limit)(micro(pictures, picture(), None))
+        found = int((batch.inputs["input_ids"] == processor.image_token_id).sum())
+        assert found == 16 * len(batch.inputs["pixel_values"]) * (not batch.dummy), limit
+        assert batch.inputs["input_ids"].shape[1] <= limit
+        assert (batch.labels != IGNORED).any(1).sum() == 3 - len(batch.left_out)
+
+
 def test_a_batch_without_pictures_brings_one_blank(collate: Collator) -> None:
     batch = collate(micro(None, None))
     assert batch.dummy
@@ -77,9 +152,11 @@ def test_a_batch_without_pictures_brings_one_blank(collate: Collator) -> None:
     assert (batch.inputs["input_ids"] == collate.processor.image_token_id).sum() == 0
 
 
-def test_long_answers_are_cut_at_the_limit() -> None:
-    short = Collator(tiny_processor(16), seed=3, max_length=20)
-    assert short(micro(picture())).inputs["input_ids"].shape[1] == 20
+def test_long_answers_are_cut_at_the_limit(collate: Collator) -> None:
+    length = collate(micro(picture())).inputs["input_ids"].shape[1]
+    batch = Collator(tiny_processor(16), seed=3, max_length=length - 1)(micro(picture()))
+    assert batch.inputs["input_ids"].shape[1] == length - 1
+    assert (batch.targets, batch.left_out) == (1, ())
 
 
 def test_reading_ahead_keeps_order_and_passes_errors_on() -> None:
@@ -102,6 +179,13 @@ def test_a_drawn_budget_changes_placeholders_and_reaches_the_model() -> None:
     for batch, count in ((first, 4), (collate(later), 9)):
         assert batch.inputs["visual_tokens"] == count
         assert (batch.inputs["input_ids"] == collate.processor.image_token_id).sum() == count
+
+
+def test_a_void_is_made_once_and_not_shared(collate: Collator) -> None:
+    first = collate.void()
+    first.inputs.pop("pixel_values")
+    second = collate.void()
+    assert second.inputs["pixel_values"] is collate.void().inputs["pixel_values"]
 
 
 def test_a_void_looks_like_a_batch_and_counts_for_nothing(collate: Collator) -> None:

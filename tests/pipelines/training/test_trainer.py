@@ -20,6 +20,7 @@ from cluster.progress import Progress
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.training.exports import read_card
+from pipelines.training.lora import LoraRecipe
 from pipelines.training.recipe import StageRecipe, TrainRecipe
 from pipelines.training.trainer import train
 from tests.pipelines.training.grounds import ground_in
@@ -53,7 +54,7 @@ def test_qmop_trains_in_two_stages_and_a_second_run_has_nothing_to_do(ground: Pa
     result = train(asked, Progress())
     names = [uri.rsplit("/", 1)[-1] for uri in result.exports]
     assert names == ["qmop-16-align-000002", "qmop-16-tune-000002", "qmop-16-tune-000004"]
-    _stage_one_changed_the_projector_alone(ground, result.exports[0])
+    _require_frozen_parts_untouched(ground / "base", *result.exports)
     assert qmop.load(result.exports[0])[1].visual_tokens == 48
     assert qmop.load(result.exports[2])[1].visual_tokens == 16
     assert read_card(result.exports[2]).recipe_digest == asked.digest
@@ -70,56 +71,73 @@ def test_qmop_trains_in_two_stages_and_a_second_run_has_nothing_to_do(ground: Pa
         train(replace(asked, seed=1), Progress())
 
 
-def _stage_one_changed_the_projector_alone(ground: Path, export: str) -> None:
-    before, after = qmop.load(ground / "base")[0].state_dict(), qmop.load(export)[0].state_dict()
-    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
-    assert moved == {name for name in before if "multi_modal_projector.connector" in name}
+def _require_frozen_parts_untouched(*folders: str | Path) -> None:
+    """Bit for bit: stage 1 moves the connector and no router, stage 2 projector, router and language model."""
+    base, aligned, _, tuned = (qmop.load(folder)[0].state_dict() for folder in folders)
+    moved = {name for name, value in base.items() if not torch.equal(value, aligned[name])}
+    assert moved == {name for name in base if "multi_modal_projector.connector" in name}
+    moved = {name for name, value in aligned.items() if not torch.equal(value, tuned[name])}
+    assert not {name for name in moved if "vision_tower" in name or "query_encoder" in name}
+    for part in ("multi_modal_projector.connector", "compressor.router", "language_model"):
+        assert {name for name in moved if part in name} == {name for name in aligned if part in name}, part
 
 
-def test_zero_3_with_one_process_equals_zero_1_with_two(ground: Path) -> None:
-    """The loss of a step does not depend on the number of processes, nor on how states are sharded."""
-    tune = StageRecipe(steps=3, projector_rate=1e-3, language_rate=1e-3)
-    shared = {"compressor": "average_pool", "align": StageRecipe(steps=0), "tune": tune}
-    curves = []
-    for zero, workers in ((1, 2), (3, 1)):
-        output = ground / f"zero{zero}"
-        train(recipe(ground, zero=zero, workers=workers, output=str(output), **shared), Progress())
-        notes = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-        curves.append([note["loss"] for note in notes if note["kind"] == "step"])
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
-    assert len(set(curves[0])) == 3
-
-
-def _mixed_corpus(folder: Path) -> Path:
-    """Twelve conversations with a picture and twelve without, in one corpus."""
-    draw = np.random.default_rng(1)
+@pytest.fixture(scope="module")
+def mixed(ground: Path) -> Path:
+    """Conversations without a picture, with one and with three, in one corpus."""
+    draw, folder = np.random.default_rng(1), ground / "pictures"
+    folder.mkdir()
     records = []
-    for number in range(24):
-        turns = [{"from": "human", "value": f"is it number {number} ?"}, {"from": "gpt", "value": "yes"}]
-        record: dict[str, object] = {"id": str(number), "conversations": turns}
-        if number % 2:
-            name = f"{number}.png"
+    for number in range(36):
+        names = [f"{number}-{place}.png" for place in range((0, 1, 3)[number % 3])]
+        for name in names:
             Image.fromarray(draw.integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(folder / name)
-            turns[0]["value"] = "<image>\n" + turns[0]["value"]
-            record["image"] = name
-        records.append(record)
+        asked = "<image>\n" * len(names) + f"how many objects are there in {number} ?"
+        turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": "yes"}]
+        records.append({"id": str(number), "conversations": turns} | ({"image": names} if names else {}))
     (folder / "mixed.json").write_text(json.dumps(records))
-    output = folder / "mixed"
-    asked = {"annotations": str(folder / "mixed.json"), "images": str(folder), "samples_per_shard": 24}
-    prepare(PrepareRecipe(source="llava", output=str(output), **asked), Progress())  # type: ignore[arg-type]
+    output = ground / "mixed"
+    asked_for = {"annotations": str(folder / "mixed.json"), "images": str(folder), "samples_per_shard": 36}
+    prepare(PrepareRecipe(source="llava", output=str(output), **asked_for), Progress())  # type: ignore[arg-type]
     return output
 
 
-@pytest.mark.parametrize(("method", "options"), [("qmop-elastic", {"budgets": [16, 4]}), ("recoverable", {})])
-def test_mixed_batches_step_under_zero_3_with_two_ranks(
-    ground: Path, tmp_path: Path, method: str, options: dict[str, object]
+def _curve_of_fifty(ground: Path, mixed: Path, zero: int, workers: int) -> list[float]:
+    tune = StageRecipe(steps=50, projector_rate=5e-4, language_rate=5e-4)
+    output = ground / f"fifty-{zero}-{workers}"
+    sizes = {"micro_batch": 3, "global_batch": 6, "zero": zero, "workers": workers, "align": StageRecipe(steps=0)}
+    train(recipe(ground, corpus=str(mixed), output=str(output), tune=tune, **sizes), Progress())
+    notes = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [note["loss"] for note in notes if note["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def alone(ground: Path, mixed: Path) -> list[float]:
+    """Losses of fifty steps in one process."""
+    return _curve_of_fifty(ground, mixed, zero=1, workers=1)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_two_processes_take_the_same_fifty_steps_as_one(
+    ground: Path, mixed: Path, alone: list[float], zero: int
 ) -> None:
-    """With one sample a rank, some steps have a picture on one rank and words alone on the other."""
+    """In fp32, over batches that mix no, one and three pictures; sums are taken in another order."""
+    assert len(set(alone)) == 50
+    assert _curve_of_fifty(ground, mixed, zero=zero, workers=2) == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "special"),
+    [("qmop-elastic", {"options": {"budgets": [16, 4]}}), ("recoverable", {"lora": LoraRecipe(rank=4, alpha=8)})],
+)
+def test_mixed_batches_step_under_zero_3_with_two_ranks(
+    ground: Path, mixed: Path, tmp_path: Path, method: str, special: dict[str, object]
+) -> None:
+    """With one sample a rank, some steps have pictures on one rank and words alone on the other."""
     asked = recipe(
         ground,
-        corpus=str(_mixed_corpus(tmp_path)),
+        corpus=str(mixed),
         compressor=method,
-        options=options,
         zero=3,
         workers=2,
         micro_batch=1,
@@ -127,20 +145,25 @@ def test_mixed_batches_step_under_zero_3_with_two_ranks(
         align=StageRecipe(steps=0),
         tune=StageRecipe(steps=8, language_rate=1e-3),
         output=str(tmp_path / "run"),
+        **special,
     )
     result = train(asked, Progress())
     notes = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [note["loss"] for note in notes if note["kind"] == "step"]
     assert len(losses) == 8
     assert all(0 < loss < 20 for loss in losses)
-    moved, _ = qmop.load(result.exports[-1])
-    assert moved.config.compressor == method
+    (uri,) = result.exports
+    assert qmop.load(uri)[0].config.compressor == method
+    if asked.lora.rank:
+        before, after = (qmop.load(folder)[0].model.language_model.state_dict() for folder in (ground / "base", uri))
+        changed = {name.rsplit(".", 2)[-2] for name, value in after.items() if not torch.equal(value, before[name])}
+        assert changed == set(asked.lora.layers)
 
 
 @pytest.fixture
 def unreadable_word(ground: Path, tmp_path: Path) -> tuple[Path, str]:
     """A base whose text tower yields nothing but NaN where a question has a certain word, and the word."""
-    word = "texture"
+    word = "mood"
     shutil.copytree(ground / "base", tmp_path / "base")
     weights = load_file(tmp_path / "base" / "model.safetensors")
     (place,) = qmop.load(ground / "base")[1].query_tokenizer.encode(word, add_special_tokens=False)

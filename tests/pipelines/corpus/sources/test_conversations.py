@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.corpus.samples import BadSampleError
-from pipelines.corpus.sources.conversations import first_text, from_files, messages_of, speaks_of_image
+from pipelines.corpus.sources.conversations import check_places, first_text, from_files, image_places, messages_of
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  \n", []])
@@ -49,10 +49,33 @@ def test_what_is_no_conversation_is_named(value: object, reason: str) -> None:
 
 
 def test_an_image_is_spoken_of_in_text_or_pieces() -> None:
-    assert speaks_of_image([{"from": "human", "value": "a <image>"}])
-    assert speaks_of_image([{"role": "user", "content": [{"type": "image"}]}])
-    assert not speaks_of_image([{"from": "human", "value": "image"}])
-    assert not speaks_of_image("a caption with <image>")
+    assert image_places([{"from": "human", "value": "a <image> <image>"}, {"from": "gpt", "value": "<image>"}]) == 3
+    assert image_places([{"role": "user", "content": [{"type": "image"}]}]) == 1
+    assert image_places([{"from": "human", "value": "image"}]) == 0
+    assert image_places("a caption with <image>") == 0
+
+
+@pytest.mark.parametrize(
+    ("places", "images", "listed", "reason"),
+    [
+        (0, 3, True, None),
+        (3, 3, True, None),
+        (2, 3, True, "bad_record"),
+        (4, 3, False, "bad_record"),
+        (2, 1, False, None),
+        (2, 1, True, "bad_record"),
+        (1, 0, False, "missing_image"),
+        (0, 0, False, None),
+    ],
+)
+def test_each_image_has_a_place_or_none_has(places: int, images: int, listed: bool, reason: str | None) -> None:
+    turns = [{"from": "human", "value": "<image> and"}] * places + [{"from": "gpt", "value": "x"}]
+    if reason is None:
+        check_places(turns, images, listed=listed)
+        return
+    with pytest.raises(BadSampleError) as caught:
+        check_places(turns, images, listed=listed)
+    assert caught.value.reason == reason
 
 
 def test_the_most_telling_field_speaks() -> None:

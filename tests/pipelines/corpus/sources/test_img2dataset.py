@@ -35,7 +35,7 @@ def test_units_are_full_whatever_tars_they_cross(img2dataset: Path) -> None:
 
 def test_pictures_come_with_captions_and_failures_with_their_message(img2dataset: Path, jpegs: list[bytes]) -> None:
     raws, faults = split(read_all(img2dataset))
-    assert [raw.image for raw in raws] == jpegs[:12]
+    assert [raw.images for raw in raws] == [(data,) for data in jpegs[:12]]
     assert [message["text"] for message in raws[7].messages] == ["Describe.", "Caption 0 of 00001"]
     assert [fault.reason for fault in faults] == ["not_downloaded"] * 2
     assert faults[0].detail == "failed_to_download: HTTP Error 404: Not Found"

@@ -26,7 +26,7 @@ def source_of(llava: Any) -> LlavaSource:
 def test_good_records_come_in_order_without_their_image_token(llava: Any, jpegs: list[bytes]) -> None:
     raws = read_all(source_of(llava))
     assert [raw.position for raw in raws if isinstance(raw, Raw)] == list(range(18))
-    assert [raw.image for raw in raws if isinstance(raw, Raw)] == jpegs
+    assert [raw.images for raw in raws if isinstance(raw, Raw)] == [(data,) for data in jpegs]
     first = raws[0]
     assert isinstance(first, Raw)
     assert first.messages[0] == {"role": "user", "text": "What is to be seen?"}
@@ -37,7 +37,7 @@ def test_text_only_rows_are_kept(llava: Any) -> None:
     llava.records = [{"id": 7, "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}]
     (raw,) = read_all(source_of(llava))
     assert isinstance(raw, Raw)
-    assert (raw.image, raw.identity, raw.messages[1]["text"]) == (None, "7", "Ho")
+    assert (raw.images, raw.identity, raw.messages[1]["text"]) == ((), "7", "Ho")
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,8 @@ def test_text_only_rows_are_kept(llava: Any) -> None:
         ({"image": "pipe:cat"}, "unsafe_path"),
         ({"image": "https://example.org/a.jpg"}, "unsafe_path"),
         ({"image": ["photo.0.jpg", "photo.2.jpg"]}, "bad_record"),
+        ({"image": ["photo.0.jpg", 7]}, "bad_record"),
+        ({"image": []}, "missing_image"),
         ({"conversations": None}, "no_caption"),
         ({"conversations": []}, "no_caption"),
         ({"conversations": {"from": "human"}}, "bad_record"),

@@ -21,7 +21,7 @@ def test_count_is_in_samples_and_cuts_do_not_change_them() -> None:
 
 def test_neighbours_share_a_picture_and_ask_different_things() -> None:
     raws = read_all(RenderedSource(seed=3, count=6, questions_per_scene=3), 6)
-    assert raws[0].image == raws[2].image != raws[3].image
+    assert raws[0].images == raws[2].images != raws[3].images
     assert len({raw.messages[0]["text"] for raw in raws[:3]}) == 3
     turns = training_scene(3, 0).turns
     assert [raw.messages[1]["text"] for raw in raws[:3]] == [turn.answer for turn in turns[:3]]

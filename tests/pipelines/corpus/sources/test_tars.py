@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines.corpus.sources.tars import Group, Survey, content, evidence, lost, split, survey
+from pipelines.corpus.samples import BadSampleError
+from pipelines.corpus.sources.tars import Group, Survey, content, evidence, lost, pictures_of, split, survey
 from tests.pipelines.corpus.formats import Member, write_members
 
 
@@ -38,11 +39,12 @@ def test_contents_are_cut_out_by_their_places(tmp_path: Path) -> None:
     found = survey(str(tmp_path / "a.tar"))
     assert ([group.key for group in found.groups], found.end) == (["a", "b", long[:-4]], "")
     with (tmp_path / "a.tar").open("rb") as stream:
-        assert content(stream, found.groups[0], 1000) == {"jpg": b"a.jpg" * 40, "txt": b"a.txt" * 40}
-        assert content(stream, found.groups[1], 10) == {"jpg": (b"b.jpg" * 40)[:11]}
+        first = content(stream, found.groups[0], 1000, 1)
+        assert (first.images, first.texts, first.listed) == ((b"a.jpg" * 40,), {"txt": b"a.txt" * 40}, False)
+        assert content(stream, found.groups[1], 10, 1).images == ((b"b.jpg" * 40)[:11],)
         assert evidence(stream, found.groups[1], 1000) == {"cls": b"b.cls" * 40, "jpg": b"b.jpg" * 40}
         assert evidence(stream, found.groups[1], 10) == {}
-        assert content(stream, found.groups[2], 10_000)["jpg"] == long.encode() * 40
+        assert content(stream, found.groups[2], 10_000, 1).images == (long.encode() * 40,)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,56 @@ def test_folders_are_no_samples(tmp_path: Path) -> None:
 
     write_members(tmp_path / "a.tar", [Member("x", b"", folder), *members("x/a.jpg")])
     assert [group.key for group in survey(str(tmp_path / "a.tar")).groups] == ["x/a"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ("jpg txt", ["jpg"]),
+        ("png jpg txt", ["jpg"]),
+        ("txt", []),
+        (
+            "2.jpg 10.jpg 9.jpg 8.png 7.jpg 6.jpg 5.jpg 4.jpg 3.jpg 1.webp",
+            [
+                *("1.webp", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "6.jpg", "7.jpg", "8.png", "9.jpg", "10.jpg"),
+            ],
+        ),
+        ("0.jpg 1.jpg json", ["0.jpg", "1.jpg"]),
+        ("001.jpg 000.jpeg", ["000.jpeg", "001.jpg"]),
+        ("1.jpg jpg 2.png", ["jpg", "1.jpg", "2.png"]),
+        ("jpg mask.png seg.0.jpg 1.json", ["jpg"]),
+        ("0.gif 1.jpg", ["0.gif", "1.jpg"]),
+    ],
+)
+def test_pictures_are_the_plain_one_and_the_numbered_ones(names: str, expected: list[str]) -> None:
+    assert pictures_of(names.split()) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("0.jpg 2.jpg", "missing_image"),
+        ("2.jpg 3.jpg", "missing_image"),
+        ("jpg 2.jpg", "missing_image"),
+        ("jpg 0.jpg", "missing_image"),
+        ("0.jpg 0.png 1.jpg", "bad_record"),
+        ("1.jpg 01.jpg", "bad_record"),
+    ],
+)
+def test_numbers_with_gaps_or_twice_are_named(names: str, reason: str) -> None:
+    with pytest.raises(BadSampleError) as caught:
+        pictures_of(names.split())
+    assert caught.value.reason == reason
+
+
+def test_too_many_pictures_are_refused_before_any_is_read(tmp_path: Path) -> None:
+    write_members(tmp_path / "a.tar", members("a.0.jpg", "a.1.jpg", "a.2.jpg"))
+    (group,) = survey(str(tmp_path / "a.tar")).groups
+    with (tmp_path / "a.tar").open("rb") as stream:
+        with pytest.raises(BadSampleError, match="3 images, the limit is 2"):
+            content(stream, group, 1000, 2)
+        assert stream.tell() == 0
+        assert content(stream, group, 1000, 3).listed
 
 
 def test_what_was_promised_and_is_not_there_is_counted() -> None:

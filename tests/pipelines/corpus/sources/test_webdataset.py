@@ -35,7 +35,7 @@ def test_units_cross_tars_and_carry_the_places(tmp_path: Path) -> None:
     write_members(tmp_path / "a.tar", pair("1") + pair("2") + pair("3"))
     write_members(tmp_path / "b.tar", pair("1") + pair("5"))
     found = read_all(tmp_path)
-    assert [(raw.position, raw.image, raw.origin["file"]) for raw in found if isinstance(raw, Raw)] == [
+    assert [(raw.position, *raw.images, raw.origin["file"]) for raw in found if isinstance(raw, Raw)] == [
         (0, b"1", "a.tar"),
         (1, b"2", "a.tar"),
         (2, b"3", "a.tar"),
@@ -68,7 +68,7 @@ def test_a_conversation_without_image_is_kept_and_a_caption_is_not(tmp_path: Pat
     write_members(tmp_path / "a.tar", [*members, Member("3.txt", b"caption")])
     raw, *faults = read_all(tmp_path)
     assert isinstance(raw, Raw)
-    assert (raw.image, raw.identity) == (None, "t")
+    assert (raw.images, raw.identity) == ((), "t")
     assert [fault.reason for fault in faults if isinstance(fault, Fault)] == ["missing_image"] * 2
 
 

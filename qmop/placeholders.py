@@ -35,7 +35,8 @@ class Prompt:
 def surplus(input_ids: Tensor, image_token: int, counts_B: Tensor) -> Tensor:
     """True at placeholders beyond what their image needs, `(R, L)`.
 
-    Every image must have the same number of placeholders, in the order of the images.
+    Every image must have the same number of placeholders, in the order of the images; or prompts have been fitted
+    before, and nothing is left to drop.
 
     Args:
         input_ids: `(R, L)`.
@@ -47,6 +48,8 @@ def surplus(input_ids: Tensor, image_token: int, counts_B: Tensor) -> Tensor:
     """
     is_image = input_ids == image_token
     total, images = int(is_image.sum()), len(counts_B)
+    if images and total == int(counts_B.sum()):
+        return torch.zeros_like(is_image)
     if not images or total % images:
         raise ValueError(
             f"the prompts have {total} image placeholders for {images} images: let the processor write the prompts, "

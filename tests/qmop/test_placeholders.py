@@ -33,6 +33,12 @@ def test_rows_are_closed_up_and_padded_on_the_left() -> None:
     ]
 
 
+def test_fitted_prompts_are_fitted() -> None:
+    counts = torch.tensor([1, 2, 3])
+    once = drop(IDS, MASK, surplus(IDS, IMG, counts), pad=PAD).input_ids
+    assert not surplus(once, IMG, counts).any()
+
+
 def test_padding_on_the_right_moves_to_the_left() -> None:
     ids = torch.tensor([[1, IMG, IMG, 2], [3, 4, PAD, PAD]])
     prompt = drop(ids, (ids != PAD).int(), surplus(ids, IMG, torch.tensor([1])), pad=PAD)

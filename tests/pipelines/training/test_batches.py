@@ -96,7 +96,7 @@ def test_several_pictures_stand_in_front_of_the_question_in_their_order(collate:
     assert torch.equal(batch.inputs["input_ids"][0][: len(whole)], whole)
 
 
-@pytest.mark.parametrize("compressor", ["average_pool", "qmop"])
+@pytest.mark.parametrize("compressor", ["average_pool", "qmop", "recoverable"])
 def test_rows_with_one_three_and_no_pictures_lose_the_same_as_each_alone(compressor: str) -> None:
     torch.manual_seed(0)
     model, processor = derive(base_path("tiny"), compressor, 16)

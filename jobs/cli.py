@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from cluster.failures import JobFailedError
 from jobs.recipes_reader import parse_recipe
 
 JOBS = {
@@ -21,7 +22,7 @@ JOBS = {
     "serve": "host a checkpoint behind the OpenAI chat protocol",
     "quickstart": "all of it at tiny size, from nothing to a served model",
 }
-MISTAKE, INTERRUPTED = 2, 130
+FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 def usage() -> str:
@@ -63,6 +64,10 @@ def run(argv: list[str]) -> int:
         return _run_job(name, rest)
     except KeyboardInterrupt:
         return _complain("interrupted; the same command goes on after the last part that was finished", INTERRUPTED)
+    except JobFailedError as error:
+        if traceback:
+            raise
+        return _complain(f"{error} (--traceback shows where)", FAILED)
     except (ValueError, OSError) as error:
         if traceback or _from_a_worker(error):
             raise

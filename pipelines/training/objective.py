@@ -31,7 +31,7 @@ class Objective(nn.Module):
         Args:
             inputs: see `Batch.inputs`.
             labels: `(R, L)`.
-            dummy: the only image is a blank that no prompt refers to; it is encoded and multiplied by zero.
+            dummy: the only image is a blank that no prompt refers to; times zero it is added to every word.
         """
         inputs = dict(inputs)
         images = self.model.get_image_features(**take_image_inputs(inputs))
@@ -42,12 +42,13 @@ class Objective(nn.Module):
         if not dummy and compressed.mask_BM is not None:
             inputs = fit_words(self.model.config, {**inputs, "labels": labels}, compressed, positions=True)
             labels = inputs.pop("labels")
+        if dummy:  # under ZeRO-3 gradients must pass the same modules in every process, frozen ones as well
+            words = self.model.get_input_embeddings()(inputs.pop("input_ids"))
+            inputs["inputs_embeds"] = words + 0.0 * compressed.tokens_BMC.sum()
         logits = self.model(**inputs, mm_encoder_outputs=encoded, use_cache=False).logits
         loss = F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
         )
-        if dummy:
-            loss = loss + 0.0 * compressed.tokens_BMC.sum()
         weights = compressed.branch_weights_BS
         return loss, None if weights is None else weights.detach()
 

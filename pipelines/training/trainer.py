@@ -21,6 +21,7 @@ from pipelines.corpus.feed import READING_CPUS
 from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.training.bases import base_config, base_of, require_eyes_for_words
 from pipelines.training.exports import CARD, WEIGHTS, is_complete
+from pipelines.training.failures import explained
 from pipelines.training.loop import train_loop
 from pipelines.training.news import News
 from pipelines.training.plans import LoopSettings, StagePlan, export_uris, stage_plans
@@ -47,6 +48,7 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     Raises:
         ValueError: for a recipe that cannot run; before anything is started.
         FileNotFoundError: if corpus or base are missing.
+        JobFailedError: if it ended before its last step, more often than `max_failures` allows.
     """
     check_compressor(recipe)
     check_trackers(recipe.trackers)
@@ -169,6 +171,7 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
     try:
         with handlers_kept(), listening(board, hear), validation:
             if plans:
-                trainer.fit()
+                with explained(recipe):
+                    trainer.fit()
     finally:
         news.close()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.failures import JobFailedError
 from jobs import cli
 
 
@@ -74,3 +75,16 @@ def test_help_is_quick_and_imports_no_framework() -> None:
     heavy = "any(name in sys.modules for name in ('torch', 'ray'))"
     code = f"import sys; from jobs import cli; cli.run(['--help']); sys.exit({heavy})"
     assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, timeout=60).returncode == 0
+
+
+def test_a_job_that_fails_says_why_in_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str, rest: list[str]) -> int:
+        raise JobFailedError(f"{name} stopped: rank 2 ran out of memory")
+
+    monkeypatch.setattr(cli, "_run_job", fail)
+    assert cli.run(["train"]) == 1
+    assert capsys.readouterr().err == "qmop: train stopped: rank 2 ran out of memory (--traceback shows where)\n"
+    with pytest.raises(JobFailedError):
+        cli.run(["train", "--traceback"])

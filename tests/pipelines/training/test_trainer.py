@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import qmop
+from cluster.failures import JobFailedError
 from cluster.progress import Progress
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
@@ -133,7 +134,10 @@ def test_two_processes_take_the_same_fifty_steps_as_one(
 def test_mixed_batches_step_under_zero_3_with_two_ranks(
     ground: Path, mixed: Path, tmp_path: Path, method: str, special: dict[str, object]
 ) -> None:
-    """With one sample a rank, some steps have pictures on one rank and words alone on the other."""
+    """With one sample a rank, some steps have pictures on one rank and words alone on the other.
+
+    So they do over a language model that is frozen whole (stage 1) or but for its adapters.
+    """
     asked = recipe(
         ground,
         corpus=str(mixed),
@@ -142,17 +146,17 @@ def test_mixed_batches_step_under_zero_3_with_two_ranks(
         workers=2,
         micro_batch=1,
         global_batch=2,
-        align=StageRecipe(steps=0),
-        tune=StageRecipe(steps=8, language_rate=1e-3),
+        align=StageRecipe(steps=6),
+        tune=StageRecipe(steps=6, language_rate=1e-3),
         output=str(tmp_path / "run"),
         **special,
     )
     result = train(asked, Progress())
     notes = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [note["loss"] for note in notes if note["kind"] == "step"]
-    assert len(losses) == 8
+    assert len(losses) == 12
     assert all(0 < loss < 20 for loss in losses)
-    (uri,) = result.exports
+    uri = result.exports[-1]
     assert qmop.load(uri)[0].config.compressor == method
     if asked.lora.rank:
         before, after = (qmop.load(folder)[0].model.language_model.state_dict() for folder in (ground / "base", uri))
@@ -189,7 +193,7 @@ def test_samples_without_a_finite_loss_are_skipped_or_end_the_run_by_recipe(
     assert f"these samples were left out: ['{min(skipped)}']" in said.getvalue()
     state = qmop.load(result.exports[-1])[0].model.multi_modal_projector.state_dict()
     assert all(torch.isfinite(value).all() for value in state.values())
-    with pytest.raises(Exception, match=r"the loss of tune step \d is nan; in it were"):
+    with pytest.raises(JobFailedError, match=r"FloatingPointError: the loss of tune step \d is nan; in it were"):
         train(recipe(ground, max_failures=0, output=str(tmp_path / "stops"), **shared), Progress(stream=io.StringIO()))
 
 

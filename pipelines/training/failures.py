@@ -1,0 +1,66 @@
+"""What Ray Train says of a run that failed, as one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+from cluster.failures import JobFailedError
+from pipelines.training.recipe import TrainRecipe, states_folder
+from pipelines.training.states import newest_first
+
+_OWN_FAULTS = (ArithmeticError, ValueError, OSError, MemoryError, torch.OutOfMemoryError)
+"""What a process fails of by itself; others then fail of the connection that broke."""
+
+
+@contextmanager
+def explained(recipe: TrainRecipe) -> Iterator[None]:
+    """Turn Ray Train's failures into one sentence.
+
+    Raises:
+        JobFailedError: naming the process that failed first, why, and where the run would go on.
+    """
+    try:
+        yield
+    except TrainingFailedError as error:
+        raise JobFailedError(f"training stopped: {_reason(error)}; {_way_on(recipe)}") from error
+
+
+def _reason(error: TrainingFailedError) -> str:
+    if isinstance(error, WorkerGroupError) and error.worker_failures:
+        bare = {rank: _bare(failure) for rank, failure in error.worker_failures.items()}
+        rank = min(bare, key=lambda rank: (_collateral(bare[rank]), rank))
+        return f"the process of rank {rank} failed, {_said(bare[rank])}"
+    inner = error.controller_failure if isinstance(error, ControllerError) else error
+    return f"Ray Train failed, {_said(inner)}"
+
+
+def _bare(failure: BaseException) -> BaseException:
+    """An exception without Ray's wrapping."""
+    return failure._base_exc if isinstance(failure, UserExceptionWithTraceback) else failure  # noqa: SLF001 - Ray has no public name for it
+
+
+def _collateral(failure: BaseException) -> int:
+    """How likely a failure only follows from another process's."""
+    if isinstance(failure, _OWN_FAULTS) and not isinstance(failure, ConnectionError):
+        return 0
+    return 1 if isinstance(failure, RayActorError) else 2
+
+
+def _said(failure: BaseException) -> str:
+    text = " ".join(str(failure).split()).rstrip(".")
+    return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
+
+
+def _way_on(recipe: TrainRecipe) -> str:
+    folder = states_folder(recipe)
+    if found := newest_first(folder, recipe.stages):
+        return f"the same command goes on from {found[0]}"
+    return (
+        f"no state of it is in {folder}, so the same command begins the stage anew (save_every is {recipe.save_every})"
+    )

@@ -1,0 +1,46 @@
+"""Failures of a run, as people read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+
+from cluster.failures import JobFailedError
+from pipelines.training.failures import explained
+from pipelines.training.recipe import TrainRecipe
+from pipelines.training.states import CARD
+
+
+def recipe(folder: Path) -> TrainRecipe:
+    return TrainRecipe(corpus=str(folder / "corpus"), output=str(folder / "run"))
+
+
+def test_the_process_that_failed_by_itself_is_named_not_those_that_lost_their_connection(tmp_path: Path) -> None:
+    nan = UserExceptionWithTraceback(FloatingPointError("the loss of tune step 7 is nan.\n"), "a long traceback")
+    lost = UserExceptionWithTraceback(RuntimeError("Connection reset by peer"), "another")
+    said = (
+        r"^training stopped: the process of rank 2 failed, FloatingPointError: the loss of tune step 7 is nan; no state"
+    )
+    with pytest.raises(JobFailedError, match=said), explained(recipe(tmp_path)):
+        raise WorkerGroupError("...", {0: lost, 1: RayActorError(), 2: nan})
+
+
+def test_a_process_that_died_comes_before_those_that_lost_it(tmp_path: Path) -> None:
+    state = tmp_path / "run" / "states" / "tune-00000004"
+    state.mkdir(parents=True)
+    (state / CARD).touch()
+    lost = UserExceptionWithTraceback(ConnectionResetError("by peer"), "...")
+    said = rf"rank 1 failed, RayActorError: .*; the same command goes on from {state}$"
+    with pytest.raises(JobFailedError, match=said), explained(recipe(tmp_path)):
+        raise WorkerGroupError("...", {0: lost, 1: RayActorError()})
+
+
+def test_ray_trains_own_failures_are_said_and_others_pass(tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match="Ray Train failed, TimeoutError: no room"), explained(recipe(tmp_path)):
+        raise ControllerError(TimeoutError("no room"))
+    with pytest.raises(KeyError), explained(recipe(tmp_path)):
+        raise KeyError

@@ -81,7 +81,7 @@ def test_a_job_that_fails_says_why_in_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(name: str, rest: list[str]) -> int:
-        raise JobFailedError(f"{name} stopped: rank 2 ran out of memory")
+        raise JobFailedError(f"{' '.join([name, *rest])} stopped: rank 2 ran out of memory")
 
     monkeypatch.setattr(cli, "_run_job", fail)
     assert cli.run(["train"]) == 1

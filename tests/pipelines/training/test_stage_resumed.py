@@ -68,7 +68,7 @@ def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
     first = tuning(ground, "moved", workers=2, zero=3, max_failures=0)
     with (
         killed(under_way(run, "tune-00000004")) as victims,
-        pytest.raises(JobFailedError, match="training stopped: .* the same command goes on from"),
+        pytest.raises(JobFailedError, match=r"training stopped: .* the same command goes on from"),
     ):
         train(first, Progress(stream=io.StringIO()))
     assert len(victims) == 1

@@ -18,14 +18,15 @@ def quiet_start() -> None:
     """Make DeepSpeed start without building anything and without a page of notices.
 
     Its shared-memory collective is compiled just in time on the first start (most of a minute, and an error where
-    there is no C++ compiler); gloo does the same work without it, so the op is always left out.
+    there is no C++ compiler); gloo does the same work without it, so the op is always left out. DeepSpeed would find
+    out about it, and about all others that nobody asks for, by running the compiler in every process.
     """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     warnings.filterwarnings("ignore", category=FutureWarning)
     import deepspeed  # noqa: PLC0415 - reads DS_ACCELERATOR when imported
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -42,15 +44,27 @@ class Objective(nn.Module):
         if not dummy and compressed.mask_BM is not None:
             inputs = fit_words(self.model.config, {**inputs, "labels": labels}, compressed, positions=True)
             labels = inputs.pop("labels")
-        if dummy:  # under ZeRO-3 gradients must pass the same modules in every process, frozen ones as well
-            words = self.model.get_input_embeddings()(inputs.pop("input_ids"))
-            inputs["inputs_embeds"] = words + 0.0 * compressed.tokens_BMC.sum()
-        logits = self.model(**inputs, mm_encoder_outputs=encoded, use_cache=False).logits
+        with self._reaching_words(compressed.tokens_BMC) if dummy else nullcontext():
+            logits = self.model(**inputs, mm_encoder_outputs=encoded, use_cache=False).logits
         loss = F.cross_entropy(
             logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
         )
         weights = compressed.branch_weights_BS
         return loss, None if weights is None else weights.detach()
+
+    @contextmanager
+    def _reaching_words(self, tokens_BMC: Tensor) -> Iterator[None]:
+        """Add visual tokens, times zero, to every word.
+
+        Under ZeRO-3 gradients must pass the same modules in the same order in every process, also those of a frozen
+        language model. So they begin where a picture's begin, and the word embedding is called where it always is.
+        """
+        embedding = self.model.get_input_embeddings()
+        handle = embedding.register_forward_hook(lambda *call: call[-1] + 0.0 * tokens_BMC.sum())
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def router_of(model: QMoPForConditionalGeneration) -> Router | None:

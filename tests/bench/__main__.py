@@ -4,7 +4,7 @@ import importlib
 import sys
 
 BENCHES = ("projectors", "prefill", "corpus", "training", "quickstart")
-ON_REQUEST = ("elastic", "gpu_proof")
+ON_REQUEST = ("elastic", "router", "gpu_proof")
 
 if __name__ == "__main__":
     if unknown := sorted(set(sys.argv[1:]) - {*BENCHES, *ON_REQUEST}):

@@ -1,6 +1,6 @@
 """What a training step of ours costs beside DeepSpeed alone and beside torch's DistributedDataParallel.
 
-Three pairs of processes are there at the same time and take turns, eight steps each; who does not work is stopped
+Three pairs of processes are there at the same time and take turns, some steps each; who does not work is stopped
 (SIGSTOP), Ray's processes included. So the speed of a shared machine is the same for all, and only ratios inside one
 round count.
 """
@@ -30,7 +30,7 @@ from pipelines.corpus.recipe import PrepareRecipe
 from tests.bench.corpus import interval
 from tests.bench.projectors import progress
 from tests.bench.training_restart import restart
-from tests.bench.training_ways import STEPS, WORLD, recipe_in
+from tests.bench.training_ways import LAYERS, STEPS, WIDTH, WORLD, make_base, recipe_in
 
 WAYS = {"ddp": "(i) torch DDP", "deepspeed": "(ii) DeepSpeed alone", "ours": "(iii) ours under Ray Train"}
 WARM, ROUNDS, SAMPLES = 2, 8, 2000
@@ -74,7 +74,8 @@ def tell(processes: list[psutil.Process], what: signal.Signals) -> None:
 
 
 def block(way: str, number: int, folder: Path, processes: list[psutil.Process]) -> dict[str, Any]:
-    """Let a way take its next steps; what it measured."""
+    """Let a way take its next steps; what it measured, with the CPU seconds of a step in all its processes."""
+    spent = cpu_seconds(processes)
     tell(processes, signal.SIGCONT)
     (folder / f"go-{way}-{number}").touch()
     done, deadline = folder / f"done-{way}-{number}", time.monotonic() + _LONGEST_S
@@ -85,7 +86,19 @@ def block(way: str, number: int, folder: Path, processes: list[psutil.Process]) 
         time.sleep(_POLL_S)
     tell(processes, signal.SIGSTOP)
     said: dict[str, Any] = json.loads(done.read_text())
-    return said
+    return said | {"cpu": (cpu_seconds(processes) - spent) / STEPS}
+
+
+def cpu_seconds(processes: list[psutil.Process]) -> float:
+    """CPU time so far of processes and all below them that are there."""
+    spent = 0.0
+    for process in [below for one in processes for below in everyone(one)]:
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        spent += times.user + times.system
+    return spent
 
 
 def rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -105,8 +118,10 @@ def rounds(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def table(seen: dict[str, list[dict[str, Any]]]) -> str:
     """Ratios with their intervals, and what training waits for."""
     seconds = {way: [one["seconds"] for one in many] for way, many in seen.items()}
-    lines = ["| way | seconds a step, median |", "|---|---|"]
-    lines += [f"| {WAYS[way]} | {statistics.median(many):.3f} |" for way, many in seconds.items()]
+    lines = ["| way | seconds a step, median | CPU seconds a step, all its processes |", "|---|---|---|"]
+    for way, many in seen.items():
+        spent = statistics.median(one["cpu"] for one in many)
+        lines.append(f"| {WAYS[way]} | {statistics.median(seconds[way]):.3f} | {spent:.3f} |")
     lines += ["", f"| ratio, {ROUNDS} rounds | mean, 95 % interval | limit |", "|---|---|---|"]
     for one, other, limit in (("ours", "deepspeed", 1.025), ("deepspeed", "ddp", None)):
         mean, low, high = interval([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])
@@ -128,7 +143,9 @@ def run() -> str:
         folder = Path(scratch)
         wanted = PrepareRecipe(source="rendered", output=str(folder / "corpus"), count=SAMPLES, samples_per_shard=200)
         prepare(wanted, Progress(stream=io.StringIO()))
+        make_base(folder)
         seen = rounds(folder)
         stood = restart(recipe_in(folder))
-    head = f"QMoP over the embedded base, {WORLD} processes with one thread each, 128 samples a step, ZeRO-1, fp32; "
+    head = f"QMoP over {LAYERS} Llama layers of width {WIDTH}, {WORLD} processes with one thread each, "
+    head += "8 samples a step, ZeRO-1, fp32; "
     return f"{head}{ROUNDS} rounds of {STEPS} steps\n\n{table(seen)}\n\n{stood}"

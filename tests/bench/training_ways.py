@@ -37,27 +37,43 @@ from pipelines.training.recipe import StageRecipe, TrainRecipe, compressor_optio
 from pipelines.training.stage import StageRun, Taken
 from pipelines.training.states import Found
 from qmop.loading import derive
-from qmop.tiny.base import base_path
+from qmop.modeling_qmop import QMoPForConditionalGeneration
+from qmop.tiny.assemble import tiny_config, tiny_processor
 
-STEPS, WORLD = 8, 2
+STEPS, WORLD = 4, 2
 """Of a block; processes."""
+WIDTH, INNER, LAYERS, HEADS = 768, 2048, 8, 12
+"""Of the language model: so large that a sample's step costs much more than its preparation, as real ones' do."""
 LONGEST_S, _POLL_S = 1800.0, 0.01
 
 
 def recipe_in(folder: Path) -> TrainRecipe:
-    """The tuning stage of QMoP over the embedded base, long enough for every block."""
+    """The tuning stage of QMoP, long enough for every block."""
     return TrainRecipe(
         corpus=str(folder / "corpus"),
         output=str(folder / "run"),
+        base=str(folder / "base"),
         align=StageRecipe(steps=0),
         tune=StageRecipe(steps=2000, projector_rate=1e-4, language_rate=1e-5, warmup=0.0),
-        micro_batch=32,
-        global_batch=128,
+        micro_batch=2,
+        global_batch=8,
         workers=WORLD,
         zero=1,
         save_every=20,
         log_every=1,
     )
+
+
+def make_base(folder: Path) -> None:
+    """The embedded towers' shapes with a larger language model behind them, all with random weights."""
+    torch.manual_seed(0)
+    config = tiny_config()
+    words = config.text_config
+    words.hidden_size, words.intermediate_size, words.num_hidden_layers = WIDTH, INNER, LAYERS
+    words.num_attention_heads = words.num_key_value_heads = HEADS
+    words.head_dim = WIDTH // HEADS
+    QMoPForConditionalGeneration(config).save_pretrained(folder / "base")
+    tiny_processor().save_pretrained(folder / "base")
 
 
 class Paced:
@@ -117,7 +133,7 @@ def ours(folder: Path) -> None:
         stage.run(Found())
 
     with ray_session(RaySettings(num_cpus=6, object_store_mb=300), progress):
-        base = base_path(recipe.base)
+        base = recipe.base
         plans = stage_plans(recipe, load_manifest(recipe.corpus).digest, str(base))
         TorchTrainer(
             loop,
@@ -148,7 +164,7 @@ def alone(folder: Path, way: str) -> None:
     recipe = recipe_in(folder)
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
-    model, processor = derive(base_path(recipe.base), "qmop", recipe.tokens, compressor_options(recipe, "tune"))
+    model, processor = derive(recipe.base, "qmop", recipe.tokens, compressor_options(recipe, "tune"))
     groups, objective = freeze(model, "tune"), Objective(model)
     step = deepspeed_step(recipe, objective, groups) if way == "deepspeed" else ddp_step(recipe, objective, groups)
     batches = parts_of(recipe, Collator(processor, seed=0, max_length=recipe.max_length))

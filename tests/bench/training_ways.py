@@ -40,8 +40,12 @@ from qmop.loading import derive
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.tiny.assemble import tiny_config, tiny_processor
 
-STEPS, WORLD = 4, 2
+STEPS, WORLD = 8, 2
 """Of a block; processes."""
+ROUNDS = 9
+"""Blocks of every way."""
+SAVE_EVERY = STEPS * ROUNDS
+"""A state is begun behind the last of them: what it costs is measured apart."""
 WIDTH, INNER, LAYERS, HEADS = 768, 2048, 8, 12
 """Of the language model: so large that a sample's step costs much more than its preparation, as real ones' do."""
 LONGEST_S, _POLL_S = 1800.0, 0.01
@@ -59,7 +63,7 @@ def recipe_in(folder: Path) -> TrainRecipe:
         global_batch=8,
         workers=WORLD,
         zero=1,
-        save_every=20,
+        save_every=SAVE_EVERY,
         log_every=1,
     )
 
@@ -114,7 +118,7 @@ class PacedStage(StageRun):
     def _step(self, step: int, batches: Iterator[Batch]) -> Taken:
         self.pace.before()
         taken = super()._step(step, batches)
-        self.pace.after(waited_s=taken.waited_s, stalled_s=self.saving.stalled_s, saves=step // self.recipe.save_every)
+        self.pace.after(waited_s=taken.waited_s, stalled_s=self.saving.stalled_s)
         return taken
 
 

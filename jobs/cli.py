@@ -19,6 +19,10 @@ JOBS = {
     "reproduce": "from downloads to the paper's Table 1, on a machine with GPUs; never run so far",
     "evaluate": "judge checkpoints on VTCBench, in parallel",
     "report": "write the report of an evaluation",
+    "report hard": "tell accuracy on items that down-sampling loses",
+    "label": "ask a judge which samples belong to VTCBench's natural suite",
+    "suite": "make the natural suite from your copies of its sources",
+    "suite shrink": "copy a suite with its pictures down-sampled",
     "serve": "host a checkpoint behind the OpenAI chat protocol",
     "quickstart": "all of it at tiny size, from nothing to a served model",
 }

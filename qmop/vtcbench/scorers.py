@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from qmop.vtcbench.items import Item
@@ -15,11 +15,14 @@ from qmop.vtcbench.items import Item
 _ARTICLES = {"a", "an", "the"}
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBERS)}
+_VQA_DIGITS = {**_DIGITS, "none": "0"}
+_VQA_MARKS = ';/[]"{}()=+\\_-><@`!'
 _TOLERANCE = 0.05
 _AGREEING = 3
 _LETTER = re.compile(
     r"^(?:(?:the )?(?:correct )?(?:answer|option)\s*(?:is)?\s*:?\s*)?\(?([a-z])(?:[).:,]|\s*$)", re.IGNORECASE
 )
+_LONE_LETTER = re.compile(r"^\(?([a-z])\)?[.:]?$", re.IGNORECASE)
 _LEAD_IN = re.compile(r"^(?:the )?answer(?: is)?\s*:?\s+", re.IGNORECASE)
 
 
@@ -45,6 +48,21 @@ def normalise(text: str) -> str:
     return " ".join(_DIGITS.get(word, word) for word in text.split() if word not in _ARTICLES)
 
 
+def vqa_normalise(text: str) -> str:
+    """The VQA challenge's normalisation, as TextVQA's evaluator applies it to answers and predictions alike.
+
+    Commas and question marks go; other marks go where they touch a space and become one elsewhere; full stops go unless
+    a digit follows; number words become digits, articles go. Apostrophes are dropped where the evaluator looks words up
+    in a table of contractions, but `'s` stays a word of its own, as there.
+    """
+    text = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = re.sub(r"[\n\t]", " ", text)
+    loose = {mark for mark in _VQA_MARKS if f"{mark} " in text or f" {mark}" in text}
+    text = "".join(("" if mark in loose else " ") if mark in _VQA_MARKS else mark for mark in text)
+    words = (_VQA_DIGITS.get(word, word) for word in re.sub(r"\.(?!\d)", "", text).split())
+    return " ".join(word if word == "'s" else word.replace("'", "") for word in words if word not in _ARTICLES)
+
+
 def exact_match(prediction: str, item: Item) -> Score:
     """GQA's rule: the normalised texts are equal.
 
@@ -61,10 +79,10 @@ def vqa_soft(prediction: str, item: Item) -> Score:
 
     A prediction that k of the others gave earns min(1, k / 3). A lone annotator is matched exactly.
     """
-    said = normalise(prediction)
+    said = vqa_normalise(prediction)
     if not said:
         return _UNREADABLE
-    agrees = [normalise(answer) == said for answer in item.answers]
+    agrees = [vqa_normalise(answer) == said for answer in item.answers]
     if len(agrees) == 1:
         return Score(value=float(agrees[0]))
     shares = [min(1.0, (sum(agrees) - own) / _AGREEING) for own in agrees]
@@ -74,7 +92,9 @@ def vqa_soft(prediction: str, item: Item) -> Score:
 def option_letter(prediction: str, item: Item) -> Score:
     """SEED-Image's, MMStar's and ScienceQA's rule: the letter of the right choice.
 
-    `B`, `(B)`, `B. a dog`, `Answer: B` and the choice's own text are all read as the second choice.
+    `B`, `(B)`, `B. a dog`, `Answer: B` and the choice's own text are all read as the second choice. A lone letter is
+    always the letter, even where a choice's text is a letter too. The sources' own scripts take fewer forms: all of
+    them the lone letter, ScienceQA's `B. a dog` and `The answer is B.` as well.
 
     Raises:
         ValueError: if the item has no choices, or its answer names none of them.
@@ -89,7 +109,11 @@ def option_letter(prediction: str, item: Item) -> Score:
 
 
 def yes_no(prediction: str, item: Item) -> Score:
-    """MME's and POPE's rule: the first word is yes or no."""
+    """MME's and POPE's rule: the first word is yes or no.
+
+    MME's script looks for yes or no in the first four characters, so it takes `nothing` for no; POPE's takes whatever
+    does not deny for yes. Here both are unreadable.
+    """
     words = normalise(_LEAD_IN.sub("", prediction.strip())).split()
     if not words or words[0] not in {"yes", "no"}:
         return _UNREADABLE
@@ -144,14 +168,28 @@ def score(prediction: str, item: Item) -> Score:
 
 
 def _option(text: str, choices: tuple[str, ...]) -> int | None:
-    """The choice that a text names, by its words or by its letter."""
-    said = normalise(text)
-    names = [normalise(choice) for choice in choices]
-    if said and said in names:
-        return names.index(said)
-    found = _LETTER.match(text.strip())
-    index = ord(found[1].lower()) - ord("a") if found else len(choices)
+    """The choice that a text names: by a lone letter, by its words, by a letter in front, by its words normalised.
+
+    The last comes last because it drops articles, and with them the option A.
+    """
+    said = text.strip()
+    if (found := _LONE_LETTER.match(said)) is None:
+        if (index := _only(_plain(said), map(_plain, choices))) is not None:
+            return index
+        if (found := _LETTER.match(said)) is None:
+            return _only(normalise(said), map(normalise, choices))
+    index = ord(found[1].lower()) - ord("a")
     return index if index < len(choices) else None
+
+
+def _plain(text: str) -> str:
+    return text.strip().rstrip(".").lower()
+
+
+def _only(said: str, names: Iterable[str]) -> int | None:
+    """The place of the one name that equals a text."""
+    places = [place for place, name in enumerate(names) if name == said]
+    return places[0] if said and len(places) == 1 else None
 
 
 def _number(text: str) -> float | None:

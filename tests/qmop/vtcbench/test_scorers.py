@@ -4,7 +4,7 @@ import pytest
 
 from qmop.vtcbench.items import Item
 from qmop.vtcbench.rendered import RenderedItem
-from qmop.vtcbench.scorers import SCORERS, Score, normalise, score
+from qmop.vtcbench.scorers import SCORERS, Score, normalise, score, vqa_normalise
 
 WRONG, UNREADABLE, RIGHT = Score(value=0.0), Score(value=0.0, parsable=False), Score(value=1.0)
 
@@ -55,6 +55,28 @@ def test_vqa_soft_with_one_annotator_and_with_nothing_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The U.S.A.", "usa"),
+        ("www.google.com", "wwwgooglecom"),
+        ("$5.99", "$5.99"),
+        ("1,000", "1000"),
+        ("coca-cola", "coca cola"),
+        ("7 - up", "7 up"),
+        ("10:30 a.m.", "10:30 am"),
+        ("None", "0"),
+        ("Joe's", "joe 's"),
+        ("Don't stop!", "dont stop"),
+        ("5%", "5%"),
+        ("(red)\nand [blue]", "red and blue"),
+        ("what?", "what"),
+    ],
+)
+def test_the_vqa_normalisation_is_the_evaluators_own(text: str, expected: str) -> None:
+    assert vqa_normalise(text) == expected
+
+
+@pytest.mark.parametrize(
     ("prediction", "expected"),
     [
         ("B", RIGHT),
@@ -75,6 +97,25 @@ def test_vqa_soft_with_one_annotator_and_with_nothing_said() -> None:
 @pytest.mark.parametrize("answer", ["B", "a dog"])
 def test_option_letter(prediction: str, expected: Score, answer: str) -> None:
     assert score(prediction, _item("option_letter", answer, choices=("a cat", "a dog", "a cow"))) == expected
+
+
+@pytest.mark.parametrize(
+    ("choices", "answer", "prediction", "expected"),
+    [
+        (("B", "A", "C"), "B", "B", RIGHT),  # the second choice, whose text is A
+        (("B", "A", "C"), "B", "A", WRONG),
+        (("B", "A", "C"), "B", "B. A", RIGHT),
+        (("-3", "3"), "B", "3", RIGHT),
+        (("-3", "3"), "B", "-3", WRONG),
+        (("1/2", "1 2"), "A", "1/2", RIGHT),
+        (("the end", "an end"), "A", "End", UNREADABLE),
+        (("x", "y"), "A", "A: x", RIGHT),
+    ],
+)
+def test_a_lone_letter_is_a_letter_and_words_must_name_one_choice(
+    choices: tuple[str, ...], answer: str, prediction: str, expected: Score
+) -> None:
+    assert score(prediction, _item("option_letter", answer, choices=choices)) == expected
 
 
 def test_option_letter_refuses_items_that_it_cannot_judge() -> None:

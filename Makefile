@@ -27,7 +27,7 @@ lint: setup  ## style, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## timings as ratios (ARGS: projectors prefill corpus training quickstart elastic); BENCHMARKS.md is made from these
+bench: setup  ## timings as ratios (ARGS: projectors prefill corpus training evaluation quickstart elastic router); BENCHMARKS.md is made from these
 	$(BIN)/python -m tests.bench $(ARGS)
 
 gpu-proof: setup  ## the same tables, and prefill and decode of a whole 7B shape, on a CUDA GPU

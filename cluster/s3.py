@@ -18,11 +18,15 @@ from urllib.parse import urlsplit
 import aiohttp
 import pyarrow.fs as pafs
 import s3fs
-from botocore.exceptions import BotoCoreError, NoCredentialsError  # type: ignore[import-untyped]
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # type: ignore[import-untyped]
 
 _CONNECT_S = 3.0
 _READ_S = 20.0
 _ATTEMPTS = 2
+_READS = 10
+
+_OUTRUN = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412", "409", "404"}
+"""What S3 says to a conditional upload that came too late."""
 
 _reached: set[str] = set()
 _reached_lock = threading.Lock()
@@ -88,6 +92,34 @@ def arrow() -> pafs.S3FileSystem:
         retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS),
         **options,
     )
+
+
+def read_versioned(key: str) -> tuple[bytes, str]:
+    """An object and its entity tag, both of one moment.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        StorageError: if it is written faster than it can be read.
+    """
+    fs = filesystem()
+    for _ in range(_READS):
+        tag = fs.info(key)["ETag"]
+        data: bytes = fs.cat_file(key)
+        if fs.info(key)["ETag"] == tag:
+            return data, str(tag)
+    raise StorageError(f"s3://{key} changed {_READS} times while it was read: try again.")
+
+
+def replace_if_match(key: str, data: bytes, tag: str) -> str | None:
+    """See ``cluster.storage``."""
+    try:
+        written = filesystem().pipe_file(key, data, IfMatch=tag)
+    except OSError as error:
+        cause = error.__cause__
+        if isinstance(cause, ClientError) and cause.response["Error"].get("Code") in _OUTRUN:
+            return None
+        raise
+    return str(written["ETag"])
 
 
 @contextmanager

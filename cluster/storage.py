@@ -38,8 +38,10 @@ __all__ = [
     "open_read",
     "put_file",
     "read_bytes",
+    "read_versioned",
     "remove",
     "remove_tree",
+    "replace_if_match",
     "sha256_of",
     "write_atomic",
 ]
@@ -181,6 +183,43 @@ def create_if_absent(uri: str | Path, data: bytes) -> bool:
             except FileExistsError:
                 return False
             return True
+
+
+def read_versioned(uri: str | Path) -> tuple[bytes, str]:
+    """The whole file and its version, for ``replace_if_match``.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        StorageError: if it cannot be read.
+    """
+    with _explained(uri):
+        if is_s3(uri):
+            return s3.read_versioned(_key(uri))
+        data = local.path_of(uri).read_bytes()
+        return data, local.version_of(data)
+
+
+def replace_if_match(uri: str | Path, data: bytes, version: str) -> str | None:
+    """Replace ``uri`` if it still has the version that was read: of any number of callers with it, one gets through.
+
+    A local file's version is its content, so put a number that grows into ``data`` where it may otherwise come back.
+    A caller whose connection broke after the upload may get None for its own file: read it again where that matters.
+
+    Args:
+        uri: a file.
+        data: its new content.
+        version: from ``read_versioned``, or from the last call of this.
+
+    Returns:
+        The new version; None if the file has another version by now, or is gone, and is left as it is.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    with _explained(uri):
+        if is_s3(uri):
+            return s3.replace_if_match(_key(uri), data, version)
+        return local.replace_if_match(local.path_of(uri), data, version)
 
 
 def list_files(uri: str | Path, suffix: str = "", *, recursive: bool = False) -> list[str]:

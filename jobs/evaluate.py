@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from cluster.progress import Progress
+from pipelines.evaluation.gate import missed
 from pipelines.evaluation.recipe import EvaluateRecipe
 from pipelines.evaluation.runner import EvaluateResult, evaluate
 from pipelines.evaluation.store import write_index
 from qmop.vtcbench.report import summarise, to_markdown
 
 RECIPE = EvaluateRecipe
-INCOMPLETE = 1
+INCOMPLETE, BELOW = 1, 3
 
 
 def run(recipe: EvaluateRecipe, progress: Progress) -> int:
-    """Evaluate, print the table; 1 if units are missing at the end."""
+    """Evaluate, print the table; 1 if units are missing at the end, 3 if a checkpoint is below what was asked for."""
     result = evaluate(recipe, progress)
-    write_index(recipe.output, result)
+    write_index(recipe.output, result, added=recipe.watch)
     tell(result, progress)
     if result.records:
         print(to_markdown(summarise(result.records)))  # noqa: T201 - the table is the job's result
-    return INCOMPLETE if result.failed else 0
+    if result.failed:
+        return INCOMPLETE
+    if sentence := missed(result.records, recipe.fail_below):
+        progress.say(f"fail-below {recipe.fail_below}: {sentence}")
+        return BELOW
+    return 0
 
 
 def tell(result: EvaluateResult, progress: Progress) -> None:
@@ -29,3 +35,5 @@ def tell(result: EvaluateResult, progress: Progress) -> None:
     )
     for unit, error in result.failed.items():
         progress.say(f"failed: {unit}: {error}")
+    for item, reason in result.poisoned.items():
+        progress.say(f"could not be answered, counts as wrong: {item}: {reason}")

@@ -16,8 +16,8 @@ from cluster.progress import Progress
 from pipelines.evaluation.discovery import discover
 from pipelines.evaluation.judge import Judge
 from pipelines.evaluation.recipe import EvaluateRecipe
-from pipelines.evaluation.runner import plan_units, prepare_suite
-from pipelines.evaluation.units import Unit, finished, records_of_ids
+from pipelines.evaluation.suites import prepare_suite
+from pipelines.evaluation.units import Generation, Unit, finished, plan_units, records_of_ids
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.suite import SuiteManifest
 
@@ -70,7 +70,7 @@ class LoneJudge:
             FileNotFoundError: if there is none.
         """
         suite, store = self.suite, self._asked.output
-        units = plan_units(discover([uri]).candidates, suite, self._asked)
+        units = plan_units(discover([uri]).candidates, suite, Generation(max_new_tokens=self._asked.max_new_tokens))
         if missing := [unit for unit in units if not finished(unit, store)]:
             self._answer(missing, suite)
         return records_of_ids([unit.id for unit in units], store)
@@ -78,7 +78,7 @@ class LoneJudge:
     def _answer(self, units: list[Unit], suite: SuiteManifest) -> None:
         deadline, threads = time.monotonic() + self._time_limit_s, max(1, int(self._num_cpus))
         own: Any = Judge.options(num_cpus=self._num_cpus, num_gpus=self._num_gpus)  # type: ignore[attr-defined]
-        judge = own.remote(self._asked.output, suite.folder, self._asked.batch, threads)
+        judge = own.remote(self._asked.output, suite.folder, self._asked.batch, threads, self._asked.tower)
         try:
             for done, unit in enumerate(units):
                 running = judge.run.remote(unit)

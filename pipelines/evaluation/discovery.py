@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
-from cluster.storage import absolute, exists, join, list_files, sha256_of
+from cluster.storage import absolute, exists, is_s3, join, list_files, read_bytes, sha256_of
+from pipelines.evaluation.views import View, view_of
 from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import TINY, base_path
 
-_UNCOMPRESSED = "mlp"
+_UNCOMPRESSED, _CONFIG = "mlp", "config.json"
+_SHAPING = (".json", ".safetensors", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,7 @@ class Candidate:
         digest: its identity, by content.
         method: compressor.
         budget: visual tokens per image; a checkpoint of QMoP's first stage shows three times its budget.
+        view: what it reads off the vision tower; not known of those that are not ours.
     """
 
     label: str
@@ -30,6 +37,7 @@ class Candidate:
     digest: str
     method: str
     budget: int
+    view: View | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +48,12 @@ class Discovery:
     skipped: dict[str, str]
 
 
-def discover(named: list[str]) -> Discovery:
+def discover(named: list[str], *, patient: bool = False) -> Discovery:
     """Resolve every name.
+
+    Args:
+        named: each `PATH` or `LABEL=PATH`.
+        patient: more may come: a name that leads nowhere yet, and a checkpoint whose label is taken, are passed over.
 
     Raises:
         FileNotFoundError: if a name leads to no checkpoint at all.
@@ -51,30 +63,43 @@ def discover(named: list[str]) -> Discovery:
     skipped: dict[str, str] = {}
     for name in named:
         label, path = _split(name)
-        for candidate in _resolve(label, path, skipped):
-            other = found.get(candidate.label)
-            if other is not None and other.digest != candidate.digest:
-                raise ValueError(
+        try:
+            candidates = _resolve(label, path, skipped)
+        except FileNotFoundError as error:
+            if not patient:
+                raise
+            skipped[path] = str(error)
+            continue
+        for candidate in candidates:
+            other = found.setdefault(candidate.label, candidate)
+            if other.digest != candidate.digest:
+                clash = (
                     f"checkpoints {other.uri} and {candidate.uri} are both labelled {candidate.label!r}: "
                     "name them LABEL=PATH"
                 )
-            found[candidate.label] = candidate
+                if not patient:
+                    raise ValueError(clash)
+                skipped[candidate.uri] = clash
     return Discovery(candidates=tuple(found.values()), skipped=skipped)
 
 
 def _split(name: str) -> tuple[str | None, str]:
     """Label and path of `LABEL=PATH`; a path that exists may hold an equals sign itself."""
     label, equals, path = name.partition("=")
-    return (None, name) if not equals or exists(name) else (label, path)
+    return (None, name) if not equals or "://" in label or exists(name) else (label, path)
 
 
 def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Candidate]:
     if path == TINY:
         return [_foreign(label or "uncompressed", str(base_path(TINY)))]
     path = absolute(path)
+    if _is_pattern(path) and not exists(path):
+        return _matching(label, path, skipped)
     if exists(join(path, CARD)):
         return [_carded(label, path)]
-    if exists(join(path, "config.json")):
+    if exists(join(path, _CONFIG)):
+        if is_s3(path):
+            raise FileNotFoundError(f"checkpoint {path} has no {CARD}: it is not finished, or not one of ours")
         if exists(join(path, WEIGHTS)):
             return [_foreign(label, path)]
         raise FileNotFoundError(f"checkpoint {path} has no {WEIGHTS}: only safetensors are read")
@@ -88,32 +113,94 @@ def _inside(label: str | None, path: str, skipped: dict[str, str]) -> list[Candi
     if exists(join(path, FOLDER)):
         path = join(path, FOLDER)
     files = list_files(path, recursive=True) if exists(path) else []
-    candidates = []
-    for folder in sorted({uri.rsplit("/", 1)[0] for uri in files}):
-        if join(folder, CARD) in files:
-            try:
-                candidates.append(_carded(f"{label}/{folder.rsplit('/', 1)[-1]}" if label else None, folder))
-            except ValueError as error:
-                skipped[folder] = str(error)
-        elif join(folder, "config.json") in files:
-            skipped[folder] = f"has no {CARD}: not finished"
+    return list(_finished(files, lambda folder: f"{label}/{_last(folder)}" if label else None, skipped))
+
+
+def _is_pattern(path: str) -> bool:
+    return any(sign in path for sign in "*?[")
+
+
+def _matching(label: str | None, pattern: str, skipped: dict[str, str]) -> list[Candidate]:
+    """The checkpoints whose folders match a pattern, in which `*` stays between two slashes.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    parts = pattern.split("/")
+    fixed = next(place for place, part in enumerate(parts) if _is_pattern(part))
+    base = "/".join(parts[:fixed])
+    files = list_files(base, recursive=True) if exists(base) else []
+    fitting = [uri for uri in files if _fits(uri.rsplit("/", 1)[0], parts)]
+
+    def labelled(folder: str) -> str | None:
+        if label or sum(map(_is_pattern, parts)) > 1:  # folders of several runs may have the same name
+            inside = "/".join(part for part in folder.split("/")[fixed:] if part != FOLDER)
+            return f"{label}/{inside}" if label else inside
+        return None
+
+    if not (candidates := list(_finished(fitting, labelled, skipped))):
+        raise FileNotFoundError(f"checkpoints names {pattern}, but no finished checkpoint matches it")
     return candidates
+
+
+def _fits(folder: str, parts: list[str]) -> bool:
+    names = folder.split("/")
+    return len(names) == len(parts) and all(map(fnmatchcase, names, parts))
+
+
+def _finished(
+    files: Iterable[str], labelled: Callable[[str], str | None], skipped: dict[str, str]
+) -> Iterator[Candidate]:
+    """The finished checkpoints among some files; others are noted."""
+    there = set(files)
+    for folder in sorted({uri.rsplit("/", 1)[0] for uri in there}):
+        if join(folder, CARD) in there:
+            try:
+                yield _carded(labelled(folder), folder)
+            except (ValueError, FileNotFoundError) as error:
+                skipped[folder] = str(error)
+        elif join(folder, _CONFIG) in there:
+            skipped[folder] = f"has no {CARD}: not finished"
+
+
+def _last(folder: str) -> str:
+    return folder.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _carded(label: str | None, uri: str) -> Candidate:
     card = read_card(uri)
     return Candidate(
-        label=label or card.name, uri=uri, digest=card.digest, method=card.compressor, budget=card.visual_tokens
+        label=label or card.name,
+        uri=uri,
+        digest=card.digest,
+        method=card.compressor,
+        budget=card.visual_tokens,
+        view=_view(uri),
     )
+
+
+def _view(uri: str) -> View | None:
+    """What a checkpoint reads off its tower; a folder that only says what it holds is left to those that load it."""
+    if not exists(join(uri, _CONFIG)):
+        return None
+    return view_of(QMoPConfig.from_dict(json.loads(read_bytes(join(uri, _CONFIG)))))
 
 
 def _foreign(label: str | None, uri: str) -> Candidate:
     config = QMoPConfig.from_pretrained(uri, local_files_only=True)
-    name = "uncompressed" if config.compressor == _UNCOMPRESSED else uri.rstrip("/").rsplit("/", 1)[-1]
+    name = "uncompressed" if config.compressor == _UNCOMPRESSED else _last(uri)
     return Candidate(
         label=label or name,
         uri=uri,
-        digest=sha256_of(join(uri, WEIGHTS)),
+        digest=_content(uri),
         method=config.compressor,
         budget=projector_spec(config).token_count(),
+        view=view_of(config),
     )
+
+
+def _content(uri: str) -> str:
+    """SHA-256 of all files that shape a model: methods without weights of their own differ in `config.json` alone."""
+    names = sorted(name for name in list_files(uri, recursive=True) if name.endswith(_SHAPING))
+    told = "".join(f"{name.removeprefix(uri)}{sha256_of(name)}" for name in names)
+    return hashlib.sha256(told.encode()).hexdigest()

@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
-import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import ray
 import torch
 
 from cluster.storage import exists, join, read_bytes
-from pipelines.corpus.images import decode_image
-from pipelines.evaluation.units import Unit, commit
+from pipelines.evaluation.answering import Told, answered, batches_of
+from pipelines.evaluation.recipe import TowerRecipe
+from pipelines.evaluation.shared_tower import SharedTower
+from pipelines.evaluation.tower_cache import TowerCache
+from pipelines.evaluation.units import Unit, commit, finished, was_by
+from pipelines.evaluation.views import View, view_of
 from pipelines.training.exports import CARD, local_copy, read_card
-from qmop.answering import Answer, answer
 from qmop.loading import load
 from qmop.vtcbench.records import Record, judge
 from qmop.vtcbench.rendered import RenderedItem
 from qmop.vtcbench.suite import decode_shard
+
+_HELD_BYTES = 256 * 1024 * 1024
+"""Shards that a process keeps for its next checkpoint."""
+
+
+class Done(NamedTuple):
+    """What became of a unit.
+
+    Attributes:
+        items: of its shard.
+        poisoned: of them could not be answered and count as wrong.
+        looked: pictures that went through the vision tower where it is shared.
+        ours: whether the records that stand are these, or another's who was first.
+    """
+
+    items: int
+    poisoned: int
+    looked: int = 0
+    ours: bool = True
+
+
+class Loaded(NamedTuple):
+    """A checkpoint in memory."""
+
+    digest: str
+    model: Any
+    processor: Any
+    tower: SharedTower | None
 
 
 @ray.remote(max_restarts=2, max_task_retries=2)
@@ -28,75 +59,92 @@ class Judge:
         suite: folder of the suite's shards.
         batch: questions answered at once.
         threads: of torch.
+        tower: how passes of the vision tower are shared; they are not when absent.
+        by: name of the evaluation, written down with the records.
     """
 
-    def __init__(self, store: str, suite: str, batch: int, threads: int) -> None:
+    def __init__(  # noqa: PLR0917 - an actor's arguments travel by place
+        self, store: str, suite: str, batch: int, threads: int, tower: TowerRecipe | None = None, by: str = ""
+    ) -> None:
         torch.set_num_threads(threads)
-        self.store, self.suite, self.batch = store, suite, batch
-        self.loaded: tuple[str, Any, Any] | None = None
+        self.store, self.suite, self.batch, self.by = store, suite, batch, by
+        self.cache = TowerCache(tower.home, tower.cache_mb * 2**20) if tower is not None and tower.shared else None
+        self.loaded: Loaded | None = None
         self.items: dict[str, list[RenderedItem]] = {}
 
-    def run(self, unit: Unit) -> tuple[int, int]:
-        """Answer a unit and commit it.
+    def run(self, unit: Unit, fence: int = 0, views: Sequence[View] = ()) -> Done:
+        """Answer a unit and commit it; one that is there already is left alone.
 
-        Returns:
-            Number of items, and of those that could not be answered (counted wrong).
+        Args:
+            unit: to do.
+            fence: number of the scheduler's claim, written down with the records.
+            views: what the methods of all checkpoints at hand read, for one pass of the tower.
+
+        Raises:
+            RuntimeError: if no item at all could be answered.
+            ValueError: if checkpoint or shard are damaged.
         """
-        model, processor = self._model(unit)
-        if unit.shard.url not in self.items:
-            self.items[unit.shard.url] = decode_shard(read_bytes(join(self.suite, unit.shard.url)), unit.shard)
-        items = sorted(self.items[unit.shard.url], key=lambda rendered: len(rendered.item.question))
-        records, failed = [], 0
-        for first in range(0, len(items), self.batch):
-            part = items[first : first + self.batch]
-            started = time.monotonic()
-            answers = _patiently(model, processor, part, unit.generation.max_new_tokens)
-            seconds = (time.monotonic() - started) / len(part)
-            failed += sum(told is None for told in answers)
-            records += [_record(unit, r, told, seconds) for r, told in zip(part, answers, strict=True)]
-        if failed == len(items):
-            raise RuntimeError(f"none of {failed} items could be answered; nothing is recorded")
-        order = {rendered.item.key: place for place, rendered in enumerate(self.items[unit.shard.url])}
-        commit(unit, self.store, sorted(records, key=lambda record: order[record.key]))
-        return len(records), failed
+        if finished(unit, self.store):  # this process was ended between the commit and its answer
+            return Done(unit.shard.count, 0, ours=was_by(unit, self.store, self.by))
+        loaded, items = self._loaded(unit, views), self._shard(unit)
+        batches = batches_of(loaded.processor, items, self.batch)
+        before = 0 if loaded.tower is None else loaded.tower.passed
+        if loaded.tower is not None:
+            loaded.tower.prepare(batches)
+        told: dict[str, Told] = {}
+        for batch in batches:
+            answers = answered(loaded.model, loaded.processor, batch, unit.generation.max_new_tokens)
+            told |= {rendered.item.key: one for rendered, one in zip(batch, answers, strict=True)}
+        poisoned = {key: one.why for key, one in told.items() if one.answer is None}
+        if len(poisoned) == len(items):
+            raise RuntimeError(
+                f"none of {len(items)} items could be answered ({next(iter(poisoned.values()))}); nothing is recorded"
+            )
+        records = [_record(unit, rendered, told[rendered.item.key]) for rendered in items]
+        ours = commit(unit, self.store, records, poisoned=poisoned, fence=fence, by=self.by)
+        ours = ours or was_by(unit, self.store, self.by)
+        looked = 0 if loaded.tower is None else loaded.tower.passed - before
+        return Done(len(items), len(poisoned), looked, ours)
 
-    def _model(self, unit: Unit) -> tuple[Any, Any]:
+    def _shard(self, unit: Unit) -> list[RenderedItem]:
+        url = unit.shard.url
+        if url not in self.items:
+            while self.items and self._held() + unit.shard.size > _HELD_BYTES:
+                del self.items[next(iter(self.items))]
+            self.items[url] = decode_shard(read_bytes(join(self.suite, url)), unit.shard)
+        return self.items[url]
+
+    def _held(self) -> int:
+        return sum(len(rendered.image) for items in self.items.values() for rendered in items)
+
+    def _loaded(self, unit: Unit, views: Sequence[View] = ()) -> Loaded:
         candidate = unit.candidate
-        if self.loaded is None or self.loaded[0] != candidate.digest:
+        if self.loaded is None or self.loaded.digest != candidate.digest:
             self.loaded = None  # let go of the old model before the new one is read
             carded = exists(join(candidate.uri, CARD))
             with local_copy(candidate.uri) as folder:
                 model, processor = load(folder)
                 if carded and read_card(candidate.uri).digest != candidate.digest:
                     raise ValueError(f"{candidate.uri} was exported anew while it was to be judged: judge it again")
-                model.to("cuda" if ray.get_gpu_ids() else "cpu")
-            self.loaded = (candidate.digest, model, processor)
-        return self.loaded[1], self.loaded[2]
+                model.to("cuda" if ray.is_initialized() and ray.get_gpu_ids() else "cpu")
+            tower = None
+            if self.cache is not None and processor.max_tiles is None:  # tiles are not remembered
+                tower = SharedTower(model, processor, view_of(model.config), views, self.cache)
+            self.loaded = Loaded(candidate.digest, model, processor, tower)
+        return self.loaded
 
 
-def _patiently(model: Any, processor: Any, items: list[RenderedItem], max_new_tokens: int) -> list[Answer | None]:
-    """Answers of a batch; if the batch fails, each item alone, so that one bad item costs only itself."""
-    try:
-        pictures = [decode_image(rendered.image) for rendered in items]
-        questions = [rendered.item.question for rendered in items]
-        return list(answer(model, processor, pictures, questions, max_new_tokens=max_new_tokens))
-    except (ValueError, RuntimeError, OSError):
-        if len(items) == 1:
-            return [None]
-        return [told for item in items for told in _patiently(model, processor, [item], max_new_tokens)]
-
-
-def _record(unit: Unit, rendered: RenderedItem, told: Answer | None, seconds: float) -> Record:
+def _record(unit: Unit, rendered: RenderedItem, told: Told) -> Record:
     return judge(
         rendered.item,
-        "" if told is None else told.text,
+        "" if told.answer is None else told.answer.text,
         checkpoint=unit.candidate.digest,
         label=unit.candidate.label,
         method=unit.candidate.method,
         budget=unit.candidate.budget,
-        visual_tokens=0 if told is None else told.visual_tokens,
+        visual_tokens=0 if told.answer is None else told.answer.visual_tokens,
         suite_digest=unit.suite_digest,
         shard=unit.shard.url,
-        branch_weights=None if told is None else told.branch_weights,
-        seconds=seconds,
+        branch_weights=None if told.answer is None else told.answer.branch_weights,
+        seconds=told.seconds,
     )

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
-from cluster.storage import create_if_absent, exists, join, read_bytes
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster.storage import create_if_absent, exists, join, list_files, read_bytes
 from pipelines.evaluation.discovery import Candidate
-from qmop.vtcbench.records import Record, read_parquet, to_parquet_bytes
-from qmop.vtcbench.suite import ShardInfo
+from pipelines.training.exports import library_versions
+from qmop.vtcbench.records import Record, from_table, to_table
+from qmop.vtcbench.suite import ShardInfo, SuiteManifest
 
-UNITS = "units"
+UNITS, FACTS = "units", b"qmop"
 _SCHEMA = 1
+_READERS = 16
+_END = ".parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +43,12 @@ class Unit:
     @property
     def id(self) -> str:
         """SHA-256 of what determines the records: checkpoint, label, shard, generation, schema."""
-        asked = {
-            "schema": _SCHEMA,
-            "checkpoint": self.candidate.digest,
-            "label": self.candidate.label,
-            "shard": self.shard.sha256,
-            "suite": self.suite_digest,
-            "generation": asdict(self.generation),
-        }
+        return hashlib.sha256(json.dumps(self._asked(), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def exam(self) -> str:
+        """SHA-256 of the same without the shard: what one scheduler claims at a time."""
+        asked = {name: value for name, value in self._asked().items() if name != "shard"}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -53,21 +60,122 @@ class Unit:
         """The file of the unit's records in a results store."""
         return _place(self.id, store)
 
+    def _asked(self) -> dict[str, Any]:
+        return {
+            "schema": _SCHEMA,
+            "checkpoint": self.candidate.digest,
+            "label": self.candidate.label,
+            "shard": self.shard.sha256,
+            "suite": self.suite_digest,
+            "generation": asdict(self.generation),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a store holds of some units.
+
+    Attributes:
+        records: in the order of the units.
+        poisoned: items that could not be answered and count as wrong, as `LABEL: KEY`, with the reason.
+    """
+
+    records: tuple[Record, ...]
+    poisoned: dict[str, str]
+
+
+def plan_units(candidates: Sequence[Candidate], suite: SuiteManifest, generation: Generation) -> list[Unit]:
+    """Every candidate on every shard."""
+    return [
+        Unit(candidate=candidate, shard=shard, suite_digest=suite.digest, generation=generation)
+        for candidate in candidates
+        for shard in suite.shards
+    ]
+
 
 def finished(unit: Unit, store: str) -> bool:
     """Whether a store holds the unit."""
     return exists(unit.place(store))
 
 
-def commit(unit: Unit, store: str, records: list[Record]) -> bool:
-    """Put a unit's records into the store in one act; False if somebody else was first, which changes nothing."""
-    return create_if_absent(unit.place(store), to_parquet_bytes(records))
+def finished_ids(store: str) -> set[str]:
+    """The ids of all units that a store holds, by one listing."""
+    folder = join(store, UNITS)
+    files = list_files(folder, _END) if exists(folder) else []
+    return {name.rsplit("/", 1)[-1].removesuffix(_END) for name in files}
 
 
-def records_of_ids(ids: list[str], store: str) -> list[Record]:
+def commit(
+    unit: Unit,
+    store: str,
+    records: list[Record],
+    *,
+    poisoned: Mapping[str, str] | None = None,
+    fence: int = 0,
+    by: str = "",
+) -> bool:
+    """Put a unit's records into the store in one act; False if somebody else was first, which changes nothing.
+
+    Args:
+        unit: whose records they are.
+        store: results store.
+        records: one for each item of the shard.
+        poisoned: keys of items that could not be answered, with the reason.
+        fence: number of the claim under which it was done; 0 without one. It is written down and decides nothing.
+        by: a name that no other evaluation has, for `was_by`.
+    """
+    facts = {
+        **unit._asked(),  # noqa: SLF001 - of this file
+        "uri": unit.candidate.uri,
+        "poisoned": dict(poisoned or {}),
+        "fence": fence,
+        "by": by,
+        "versions": library_versions(),
+    }
+    table = to_table(records).replace_schema_metadata({FACTS: json.dumps(facts, sort_keys=True)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return create_if_absent(unit.place(store), sink.getvalue().to_pybytes())
+
+
+def facts_of(unit_id: str, store: str) -> dict[str, Any]:
+    """What was written down with a unit; nothing for one that an earlier version wrote."""
+    schema = pq.read_schema(pa.BufferReader(read_bytes(_place(unit_id, store))))
+    facts: dict[str, Any] = json.loads((schema.metadata or {}).get(FACTS, b"{}"))
+    return facts
+
+
+def was_by(unit: Unit, store: str, by: str) -> bool:
+    """Whether the records that stand are those of an evaluation: a process may end between its commit and its word."""
+    return bool(by) and facts_of(unit.id, store).get("by") == by
+
+
+def results_of(ids: Iterable[str], store: str) -> Result:
+    """What finished units found, in the order of their ids."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = list(pool.map(lambda name: _read(name, store), ids))
+    poisoned = {
+        f"{facts['label']}: {key}": reason
+        for table in tables
+        if (facts := json.loads((table.schema.metadata or {}).get(FACTS, b"{}")))
+        for key, reason in facts["poisoned"].items()
+    }
+    records = (record for table in tables for record in from_table(table))
+    return Result(records=tuple(records), poisoned=poisoned)
+
+
+def records_of_ids(ids: Iterable[str], store: str) -> list[Record]:
     """The records of finished units, in the order of their ids."""
-    return [record for name in ids for record in read_parquet(read_bytes(_place(name, store)))]
+    return list(results_of(ids, store).records)
+
+
+def _read(name: str, store: str) -> pa.Table:
+    place = _place(name, store)
+    try:
+        return pq.read_table(pa.BufferReader(read_bytes(place)))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{place} is damaged ({error}): delete it and evaluate again") from error
 
 
 def _place(name: str, store: str) -> str:
-    return join(store, UNITS, f"{name}.parquet")
+    return join(store, UNITS, f"{name}{_END}")

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-BENCHES = ("projectors", "prefill", "corpus", "training", "quickstart")
+BENCHES = ("projectors", "prefill", "corpus", "training", "evaluation", "quickstart")
 ON_REQUEST = ("elastic", "router", "gpu_proof")
 
 if __name__ == "__main__":

@@ -2,14 +2,17 @@ from pathlib import Path
 
 import pytest
 
+from cluster.storage import put_file
 from pipelines.evaluation.discovery import discover
 from pipelines.training.exports import CARD, WEIGHTS, export_name, publish
-from qmop.tiny.assemble import tiny_model, tiny_processor
+from qmop.loading import derive
+from qmop.tiny.assemble import tiny_model
+from qmop.tiny.base import base_path
 
 
 def export(folder: Path, step: int, seed: int = 0) -> Path:
-    model = tiny_model("average_pool", 16)
-    with_seed = {name: value + seed for name, value in model.state_dict().items()}
+    model, processor = derive(base_path("tiny"), "average_pool", 16)
+    with_seed = {name: value * (1 + seed / 100) for name, value in model.state_dict().items()}
     uri = folder / "checkpoints" / export_name("average_pool", 16, "tune", step)
     facts = dict.fromkeys(("recipe_digest", "corpus_digest"), "x") | {
         "stage": "tune",
@@ -18,7 +21,7 @@ def export(folder: Path, step: int, seed: int = 0) -> Path:
         "tokens": 16,
         "seed": seed,
     }
-    publish(model, tiny_processor(16), with_seed, str(uri), facts)
+    publish(model, processor, with_seed, str(uri), facts)
     return uri
 
 
@@ -55,3 +58,45 @@ def test_pickled_weights_are_not_taken(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(FileNotFoundError, match="only safetensors"):
         discover([str(tmp_path)])
+
+
+def test_a_pattern_names_checkpoints_of_several_runs_apart(tmp_path: Path) -> None:
+    for run in ("a", "b"):
+        export(tmp_path / run, 1, seed=ord(run))
+        export(tmp_path / run, 2, seed=ord(run) + 1)
+    (export(tmp_path / "b", 3) / CARD).unlink()
+    found = discover([f"{tmp_path}/*/checkpoints/*-00000[23]"])
+    assert [c.label for c in found.candidates] == ["a/average_pool-16-tune-000002", "b/average_pool-16-tune-000002"]
+    assert list(found.skipped.values()) == [f"has no {CARD}: not finished"]
+    named = discover([f"all={tmp_path}/a/checkpoints/*-000001"])
+    assert [c.label for c in named.candidates] == ["all/average_pool-16-tune-000001"]
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint matches"):
+        discover([f"{tmp_path}/*/checkpoints/nothing-*"])
+
+
+def test_who_watches_passes_over_what_is_not_there_yet(tmp_path: Path) -> None:
+    export(tmp_path / "a", 1)
+    found = discover([str(tmp_path / "a"), str(tmp_path / "later")], patient=True)
+    assert len(found.candidates) == 1
+    assert list(found.skipped) == [str(tmp_path / "later")]
+
+
+def test_methods_without_weights_of_their_own_are_told_apart(tmp_path: Path) -> None:
+    for name in ("average_pool", "random_tokens"):
+        tiny_model(name, 16).save_pretrained(tmp_path / name)
+        (tmp_path / name / WEIGHTS).write_bytes(b"the same")
+    one, other = discover([str(tmp_path / "average_pool"), str(tmp_path / "random_tokens")]).candidates
+    assert one.digest != other.digest
+
+
+@pytest.mark.pipeline
+def test_checkpoints_in_s3_are_found_by_folder_and_pattern(s3_server: str, tmp_path: Path) -> None:
+    assert s3_server
+    local = export(tmp_path, 1)
+    for path in (path for path in local.rglob("*") if path.is_file()):
+        put_file(path, f"s3://test-bucket/run/checkpoints/{local.name}/{path.relative_to(local)}")
+    put_file(local / "config.json", "s3://test-bucket/run/checkpoints/half/config.json")
+    for name in ("s3://test-bucket/run", "s3://test-bucket/run/checkpoints/*"):
+        found = discover([name])
+        assert [c.digest for c in found.candidates] == [c.digest for c in discover([str(local)]).candidates]
+        assert list(found.skipped) == ["s3://test-bucket/run/checkpoints/half"]

@@ -1,20 +1,166 @@
+"""One process that answers: sharing passes of the tower, poisoned items, and checkpoints that change."""
+
+from __future__ import annotations
+
 import io
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
-from pipelines.evaluation import judge
-from pipelines.evaluation.discovery import discover
-from pipelines.evaluation.units import Generation, Unit
+from pipelines.evaluation import answering, judge
+from pipelines.evaluation.discovery import Candidate, discover
+from pipelines.evaluation.recipe import TowerRecipe
+from pipelines.evaluation.sources import views_of
+from pipelines.evaluation.units import Generation, Unit, facts_of, plan_units, results_of
 from qmop.answering import Answer
+from qmop.loading import derive
+from qmop.tiny.base import base_path
+from qmop.vtcbench.records import Record
 from qmop.vtcbench.rendered import RenderedItem, suite
-from qmop.vtcbench.suite import ShardInfo
+from qmop.vtcbench.suite import ShardInfo, SuiteManifest, write_suite
 from tests.pipelines.evaluation.test_discovery import export
 
+GENERATION = Generation(max_new_tokens=3)
 
-def test_one_bad_item_costs_only_itself(monkeypatch: object) -> None:
+
+def sitting(store: Path, asked: SuiteManifest, tower: TowerRecipe | None = None, batch: int = 10) -> Any:
+    """A judge without a process of its own."""
+    own = judge.Judge.__ray_metadata__.modified_class  # type: ignore[attr-defined]
+    return own(str(store), asked.folder, batch, 1, tower)
+
+
+@pytest.fixture(scope="module")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> SuiteManifest:
+    return write_suite(tmp_path_factory.mktemp("suite"), 3, 24, 12)
+
+
+@pytest.fixture(scope="module")
+def candidates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Candidate, ...]:
+    """Methods over the embedded base that read different things off its tower, and one that shows it other pictures."""
+    folder = tmp_path_factory.mktemp("methods")
+    for name in ("average_pool", "qmop", "tokenpacker", "prumerge", "downsample"):
+        torch.manual_seed(0)
+        model, processor = derive(base_path("tiny"), name, 16)
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+    return discover([str(path) for path in sorted(folder.iterdir())]).candidates
+
+
+def without_time(records: Sequence[Record]) -> list[dict[str, Any]]:
+    return [asdict(record) | {"seconds": 0.0} for record in records]
+
+
+def test_a_shared_pass_gives_the_same_answers_and_looks_at_a_picture_once(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path
+) -> None:
+    units, views = plan_units(candidates, asked, GENERATION), views_of(candidates)
+    alone, shared = sitting(tmp_path / "a", asked), sitting(tmp_path / "b", asked, _tower(tmp_path))
+    done = {unit.name: (alone.run(unit), shared.run(unit, 7, views)) for unit in units}
+    one, other = (results_of([unit.id for unit in units], str(tmp_path / name)) for name in "ab")
+    assert without_time(one.records) == without_time(other.records)
+    assert len(one.records) == 5 * 24
+    assert {pair[0].looked for pair in done.values()} == {0}
+    looked = {name: pair[1].looked for name, pair in done.items() if pair[1].looked}
+    assert set(looked.values()) == {12}
+    assert {name.split(" ")[0] for name in looked} == {candidates[0].label, "downsample"}
+    assert facts_of(units[0].id, str(tmp_path / "b"))["fence"] == 7
+
+
+def test_the_model_really_reads_what_was_kept(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path
+) -> None:
+    (unit, _), views = plan_units(candidates[:1], asked, GENERATION), views_of(candidates)
+    shared = sitting(tmp_path / "b", asked, _tower(tmp_path))
+    shared.run(unit, 0, views)
+    counters = shared.loaded.tower.counters
+    assert (counters.hits, counters.misses) == (12, 0)
+
+
+def test_other_weights_of_a_tower_share_nothing(asked: SuiteManifest, tmp_path: Path) -> None:
+    found = []
+    for seed in (0.0, 0.01):
+        model, processor = derive(base_path("tiny"), "average_pool", 16)
+        with torch.no_grad():
+            model.model.vision_tower.post_layernorm.weight += seed
+        model.save_pretrained(tmp_path / f"m{seed}")
+        processor.save_pretrained(tmp_path / f"m{seed}")
+        found += discover([str(tmp_path / f"m{seed}")]).candidates
+    shared = sitting(tmp_path / "b", asked, _tower(tmp_path))
+    assert [shared.run(plan_units([one], asked, GENERATION)[0]).looked for one in found] == [12, 12]
+
+
+def test_too_small_a_cache_costs_time_alone(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path
+) -> None:
+    small = TowerRecipe(folder=str(tmp_path / "features"), cache_mb=1)
+    (first, second) = plan_units(candidates[:1], asked, GENERATION)
+    shared, alone = sitting(tmp_path / "b", asked, small), sitting(tmp_path / "a", asked)
+    for unit in (first, second):
+        assert shared.run(unit).looked == 12
+        alone.run(unit)
+    one, other = (results_of([first.id, second.id], str(tmp_path / name)) for name in "ab")
+    assert without_time(one.records) == without_time(other.records)
+    assert sum(path.stat().st_size for path in (tmp_path / "features").rglob("*.safetensors")) < 1.1 * 2**20
+
+
+def test_a_unit_that_is_there_is_not_done_again(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path
+) -> None:
+    unit, _ = plan_units(candidates[:1], asked, GENERATION)
+    first, second = (sitting(tmp_path, asked) for _ in range(2))
+    assert first.run(unit).ours
+    assert not second.run(unit).ours
+    assert second.loaded is None
+
+
+def test_what_cannot_be_read_or_computed_counts_as_wrong_and_is_listed(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path
+) -> None:
+    unit, _ = plan_units([one for one in candidates if one.label == "average_pool"], asked, GENERATION)
+    shared = sitting(tmp_path, asked, _tower(tmp_path))
+    items = list(shared._shard(unit))
+    shared.items[unit.shard.url] = [replace(items[0], image=b"no picture"), *items[1:]]
+    (model, *_), victim = shared._loaded(unit)[1:], items[5].item
+    poisoned = shared.loaded.processor.tokenizer(victim.question)["input_ids"]
+
+    def spoil(module: Any, args: Any, kwargs: Any, output: Any) -> None:
+        ids = kwargs.get("input_ids")
+        del module, args
+        if ids is not None and ids.shape[1] > 1:
+            rows = [set(poisoned) <= set(row.tolist()) for row in ids]
+            output.logits[torch.tensor(rows), -1] = torch.nan
+
+    model.register_forward_hook(spoil, with_kwargs=True)
+    done = shared.run(unit)
+    result = results_of([unit.id], str(tmp_path))
+    wrong = {record.key for record in result.records if not record.parsable and not record.prediction}
+    reasons = {name.split(": ")[1]: why for name, why in result.poisoned.items()}
+    assert victim.key in reasons
+    assert items[0].item.key in reasons
+    assert reasons[victim.key] == answering.NOT_FINITE
+    assert "identify" in reasons[items[0].item.key]
+    assert done.poisoned == len(reasons) <= len(wrong)
+    assert len(result.records) == done.items == 12
+    assert all(record.score == 0.0 for record in result.records if record.key in reasons)
+
+
+def test_nothing_is_recorded_where_nothing_can_be_answered(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path
+) -> None:
+    unit, _ = plan_units(candidates[:1], asked, GENERATION)
+    alone = sitting(tmp_path, asked)
+    alone.items[unit.shard.url] = [replace(one, image=b"x") for one in alone._shard(unit)]
+    with pytest.raises(RuntimeError, match="none of 12 items could be answered"):
+        alone.run(unit)
+    assert not (tmp_path / "units").exists()
+
+
+def test_one_bad_item_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     items = list(suite(0, 7))
     broken = RenderedItem(item=items[3].item, image=b"no picture")
     calls: list[int] = []
@@ -24,10 +170,10 @@ def test_one_bad_item_costs_only_itself(monkeypatch: object) -> None:
         calls.append(len(questions))
         return [Answer(text=question, visual_tokens=16) for question in questions]
 
-    monkeypatch.setattr(judge, "answer", answer)  # type: ignore[attr-defined]
-    told = judge._patiently(None, None, [*items[:3], broken, *items[4:]], 8)
-    assert [one is None for one in told] == [False, False, False, True, False, False, False]
-    assert [one.text for one in told if one] == [
+    monkeypatch.setattr(answering, "answer", answer)
+    told = answering.answered(torch.nn.Identity(), None, [*items[:3], broken, *items[4:]], 8)
+    assert [one.answer is None for one in told] == [False, False, False, True, False, False, False]
+    assert [one.answer.text for one in told if one.answer] == [
         rendered.item.question for rendered in items if rendered is not items[3]
     ]
     assert calls == [1] * 6
@@ -38,11 +184,14 @@ def test_pictures_are_what_the_items_hold() -> None:
     assert Image.open(io.BytesIO(rendered.image)).size == (96, 96)
 
 
-def test_a_checkpoint_made_anew_is_not_judged_under_its_old_digest(tmp_path: Path) -> None:
+def test_a_checkpoint_made_anew_is_not_judged_under_its_old_digest(asked: SuiteManifest, tmp_path: Path) -> None:
     (candidate,) = discover([str(export(tmp_path, 1))]).candidates
     shard = ShardInfo(url="s", sha256="s", md5="m", count=1, size=1)
     old = replace(candidate, digest="of what was there before")
-    unit = Unit(candidate=old, shard=shard, suite_digest="s", generation=Generation(max_new_tokens=1))
-    sitting = judge.Judge.__ray_metadata__.modified_class("store", "suite", 1, 1)  # type: ignore[attr-defined]
+    unit = Unit(candidate=old, shard=shard, suite_digest="s", generation=GENERATION)
     with pytest.raises(ValueError, match="exported anew"):
-        sitting._model(unit)
+        sitting(tmp_path / "store", asked)._loaded(unit)
+
+
+def _tower(folder: Path) -> TowerRecipe:
+    return TowerRecipe(folder=str(folder / "features"))

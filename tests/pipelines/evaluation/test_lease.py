@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cluster.storage import read_bytes, remove
+from pipelines.evaluation.lease import Claims, Lease
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_one_holds_it_until_it_is_released_and_every_holding_has_a_higher_number(tmp_path: Path) -> None:
+    uri = str(tmp_path / "lease.json")
+    one, other = Lease(uri, "one", 30.0), Lease(uri, "other", 30.0)
+    assert one.take()
+    assert not other.take()
+    assert one.renew()
+    one.release()
+    assert other.take()
+    assert (one.fence, other.fence) == (1, 2)
+    assert not one.renew()
+    one.release()  # it is another's: nothing happens
+    assert json.loads(read_bytes(uri)) == {"fence": 2, "holder": "other", "beat": 0}
+
+
+def test_a_silent_holder_is_followed_and_a_lively_one_is_not(tmp_path: Path) -> None:
+    uri, clock = str(tmp_path / "lease.json"), Clock()
+    one, other = Lease(uri, "one", 30.0, clock), Lease(uri, "other", 30.0, clock)
+    assert one.take()
+    for _ in range(5):
+        assert not other.take()
+        clock.now += 20.0
+        assert one.renew()
+    assert not other.take()
+    clock.now += 29.9
+    assert not other.take()
+    clock.now += 0.2
+    assert other.take()
+    assert other.fence == 2
+    assert not one.renew()
+    assert not one.take()
+
+
+def test_a_lease_whose_file_is_gone_is_lost(tmp_path: Path) -> None:
+    uri = str(tmp_path / "lease.json")
+    one = Lease(uri, "one", 30.0)
+    assert one.take()
+    remove(uri)
+    assert not one.renew()
+
+
+def test_claims_are_kept_alive_and_given_back_at_the_end(tmp_path: Path) -> None:
+    with Claims(str(tmp_path), 0.06) as ours, Claims(str(tmp_path), 1000.0) as others:
+        assert ours.take("work") == 1
+        assert ours.take("work") == 1
+        state = tmp_path / "leases" / "work.json"
+        while json.loads(state.read_bytes())["beat"] < 3:
+            assert others.take("work") is None
+        assert ours.holds("work")
+        ours.release("work")
+        assert others.take("work") == 2
+        assert ours.take("more") == 1
+    assert json.loads((tmp_path / "leases" / "more.json").read_bytes())["holder"] is None

@@ -83,14 +83,14 @@ def compose(draws: Draws, wishes: Iterable[Wish], level: Level, **ground: object
 
     Args:
         draws: the stream to draw from.
-        wishes: the objects; large and asked-for ones find their cells first.
+        wishes: the objects; those with cells of their own, large ones and asked-for ones come first.
         level: how hard, and whether asked-for objects are held-out combinations.
         ground: fields of `Ground` that are fixed.
     """
     hard = level == "hard"
     free = set(range(CELLS))
     things = []
-    for wish in sorted(wishes, key=lambda wish: (not wish.large, wish.cells is None, not wish.asked)):
+    for wish in sorted(wishes, key=lambda wish: (wish.cells is None, not wish.large, not wish.asked)):
         thing = _fulfil(draws, wish, free, level)
         free -= set(thing.cells)
         things.append(thing)

@@ -24,6 +24,8 @@ ROTA: tuple[Level, ...] = ("core", "core", "core", "hard", "held_out")
 """Levels of the suite, one for each round over all families."""
 _HARD_IN = 8  # one training picture in so many is of the hard level
 _LARGE_IN = 3  # and one free picture in so many has a large object
+_BUILT = FAMILIES + 2 * tuple(family for family in FAMILIES if family.dimension == "GU")
+"""Families that training pictures are built around; free ones seldom answer a question of the whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,7 @@ def training_scene(seed: int, position: int, rounds: int = 1) -> RenderedScene:
         rounds: how often every family may ask it.
     """
     draws = Draws(seed, TRAIN_SPLIT, position)
-    family = FAMILIES[position // 2 % len(FAMILIES)]
+    family = _BUILT[position // 2 % len(_BUILT)]
     level: Level = LEVELS[1] if draws.integer(0, _HARD_IN) == 0 else LEVELS[0]
     turns: list[Asked] = []
     if position % 2:

@@ -122,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the finished checkpoint")
     parser.add_argument("--work", type=Path, default=Path("runs/base"), help="folder of the finished parts")
-    parser.add_argument("--pictures", type=int, default=40_000, help="rendered training pictures")
+    parser.add_argument("--pictures", type=int, default=24_000, help="rendered training pictures")
     parser.add_argument("--items", type=int, default=4_000, help="items of the suite that judges the result")
     wanted = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)

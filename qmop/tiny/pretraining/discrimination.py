@@ -26,7 +26,7 @@ from qmop.loading import load
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.tiny.base import TINY, base_path
 from qmop.tiny.configs import vision_config
-from qmop.tiny.pretraining.exam import accuracy, make_exam, sit
+from qmop.tiny.pretraining.exam import Exam, accuracy, make_exam, sit
 from qmop.tiny.pretraining.language import Speaker, pack
 from qmop.tiny.pretraining.loop import Schedule, train
 from qmop.tiny.pretraining.world import GRID, PATCHES, Texts, World, focus_mask, make_world, normalise
@@ -149,12 +149,20 @@ def measure(base: Path, tuning: Tuning, items: int, ways: list[str]) -> dict[str
     for way in ways:
         speaker = speaker_of(model)
         train(speaker, tuning.losses(speaker, way), tuning.schedule, _log.info)
-        focus = [text.focus[0] for text in exam.texts]
-        right = sit(speaker, exam, lambda part, way=way: reduce(way, tuning.tokens, seen.rows(part), focus[part], 0))  # type: ignore[misc] # a default binds the loop's variable
-        table[way] = {name: round(100 * share, 2) for name, share in accuracy(exam.items, right, "dimension").items()}
-        table[way] |= {name: round(100 * share, 2) for name, share in accuracy(exam.items, right, "task").items()}
+        table[way] = scores(speaker, exam, seen, way, tuning.tokens)
         _log.info("%s %s", way, table[way])
     return table
+
+
+def scores(speaker: Speaker, exam: Exam, seen: Seen, way: str, tokens: int) -> dict[str, float]:
+    """Accuracy by dimension and task and in all, in percent."""
+
+    def visual(part: slice) -> Tensor:
+        return reduce(way, tokens, seen.rows(part), [text.focus[0] for text in exam.texts[part]], 0)
+
+    right = sit(speaker, exam, visual)
+    shares = accuracy(exam.items, right, "task") | accuracy(exam.items, right, "dimension")
+    return {name: round(100 * share, 2) for name, share in shares.items()}
 
 
 def bars(table: dict[str, dict[str, float]]) -> dict[str, bool]:

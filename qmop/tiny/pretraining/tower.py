@@ -34,7 +34,7 @@ class TowerRecipe:
         seed: of start values and draws.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=5000, warmup=100))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=2400, warmup=50))
     batch: int = 32
     cells: int = 18
     whole: float = 0.15

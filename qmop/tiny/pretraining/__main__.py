@@ -26,15 +26,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from qmop.tiny.assemble import assemble, save_half, tiny_processor
-from qmop.tiny.pretraining.exam import Exam, accuracy, make_exam, sit
+from qmop.tiny.pretraining.exam import Exam, accuracy, make_exam, sit, sit_blind
 from qmop.tiny.pretraining.language import LanguageRecipe, LanguageTask, Speaker, cache_features, features_of
 from qmop.tiny.pretraining.loop import Schedule, train
 from qmop.tiny.pretraining.tower import TowerRecipe, Towers, TowerTask, tower_scores
 from qmop.tiny.pretraining.world import World, make_world
+from qmop.vtcbench.dimensions import FAMILIES
 from qmop.vtcbench.rendered import suite
 
 WORLD_SEED, SUITE_SEED, PROGRESS_SEED = 7, 1000, 2000
 BLIND = LanguageRecipe(schedule=Schedule(steps=300, learning_rate=2e-3), phases=((1.0, 1, 24),), captions=0.0)
+BLIND_QUESTIONS = 4_000
+"""For each task family."""
 _PROGRESS_ITEMS = 400
 _SHOWN_TO_JUDGE = 200
 
@@ -142,7 +145,7 @@ def main() -> None:
         "suite_seed": SUITE_SEED,
         "items": wanted.items,
         "accuracy": making.scores(speaker, towers),
-        "blind_accuracy": making.scores(blind, None),
+        "blind_accuracy": sit_blind(blind, SUITE_SEED, BLIND_QUESTIONS * len(FAMILIES)),
         "cpu_minutes": round(time.process_time() / 60, 1),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {platform.system()}",

@@ -7,7 +7,7 @@ decoding would have said.
 from __future__ import annotations
 
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from qmop.tiny.pretraining.language import Packed, Speaker, pack
+from qmop.tiny.pretraining.language import Packed, Speaker, features_of, pack
 from qmop.tiny.pretraining.world import Texts
 from qmop.vtcbench.items import Item
-from qmop.vtcbench.rendered import RenderedItem
+from qmop.vtcbench.rendered import RenderedItem, questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,24 @@ def told(speaker: Speaker, tokens_BMC: Tensor, packed: Packed) -> Tensor:
     guesses = speaker.language.lm_head(speaker.states(tokens_BMC, packed))[:, :-1].argmax(-1)
     asked = packed.weights[:, 1:] > 0
     return ((guesses == packed.ids[:, 1:]) | ~asked).all(1)
+
+
+def sit_blind(speaker: Speaker, seed: int, count: int) -> dict[str, float]:
+    """Accuracy of a speaker that sees one blank token, by task, on as many questions of a suite, with nothing drawn."""
+    asked = Counter((family.task, question, answer) for family, question, answer in questions(seed, count))
+    items = [
+        Item(key=str(number), question=question, answers=(answer,), dimension="GU", task=task)
+        for number, (task, question, answer) in enumerate(asked)
+    ]
+    texts = [_texts(item, speaker) for item in items]
+    exam = Exam(items=items, pixels=np.zeros(0), texts=texts)
+    right = sit(speaker, exam, lambda part: features_of(None, part, len(items[part])))
+    hits: Counter[str] = Counter()
+    totals: Counter[str] = Counter()
+    for item, hit, times in zip(items, right, asked.values(), strict=True):
+        totals[item.task] += times
+        hits[item.task] += times * bool(hit)
+    return {task: hits[task] / total for task, total in totals.items()}
 
 
 def accuracy(items: list[Item], right: np.ndarray, by: str) -> dict[str, float]:

@@ -16,9 +16,12 @@ from qmop.tiny.configs import PROJECTION, query_config, vision_config
 from qmop.tiny.pretraining.loop import Schedule
 from qmop.tiny.pretraining.world import IMAGE_CLASSES, PATCH_CLASSES, World, focus_mask, normalise, patch_cells
 from qmop.tiny.tokenizer import query_tokenizer
+from qmop.vtcbench.scene import LATTICE
 
 _BACKGROUND = 0.2  # weight of a background patch against one of an object
-WEIGHTS = {"mood": 0.3, "texture": 0.3, "light": 0.3, "size": 0.3, "contrast": 0.1}
+SPOTS = ("row", "column")
+"""Where a patch lies, which the language model must be able to read off it."""
+WEIGHTS = {"row": 0.1, "column": 0.1, "mood": 0.3, "texture": 0.3, "light": 0.3, "size": 0.3, "contrast": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,7 @@ class TowerRecipe:
         seed: of start values and draws.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=2400, warmup=50))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=2000, warmup=50))
     batch: int = 32
     cells: int = 18
     whole: float = 0.15
@@ -54,6 +57,7 @@ class Towers(nn.Module):
         self.visual_projection = nn.Linear(width, PROJECTION, bias=False)
         self.patch_heads = nn.ModuleDict({name: nn.Linear(width, len(of)) for name, of in PATCH_CLASSES.items()})
         self.image_heads = nn.ModuleDict({name: nn.Linear(width, len(of)) for name, of in IMAGE_CLASSES.items()})
+        self.spot_heads = nn.ModuleDict({name: nn.Linear(width, LATTICE) for name in SPOTS})
         self.head_norm = nn.LayerNorm(width)
         self.log_scale = nn.Parameter(torch.tensor([math.log(10.0), math.log(10.0)]))
         self.focus_bias = nn.Parameter(torch.tensor(-3.0))
@@ -128,6 +132,11 @@ class TowerTask:
         for name, head in towers.patch_heads.items():
             targets = _classes(world.patches[name][rows], shown_BN)
             losses[name] = (F.cross_entropy(head(states).transpose(1, 2), targets, reduction="none") * weight).sum()
+        spots = torch.from_numpy(patch_cells())[None].expand(len(rows), -1)
+        spots = spots if shown_BN is None else spots.gather(1, shown_BN)
+        for name, head in towers.spot_heads.items():
+            targets = spots // LATTICE if name == "row" else spots % LATTICE
+            losses[name] = F.cross_entropy(head(states).transpose(1, 2), targets)
         mean = states.mean(1)
         for name, head in towers.image_heads.items():
             losses[name] = F.cross_entropy(head(mean), torch.from_numpy(world.images[name][rows].astype(np.int64)))

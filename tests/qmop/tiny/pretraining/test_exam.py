@@ -7,10 +7,12 @@ from PIL import Image
 
 from qmop.answering import answer
 from qmop.tiny.assemble import assemble, tiny_processor
-from qmop.tiny.pretraining.exam import Exam, accuracy, make_exam, sit
+from qmop.tiny.pretraining import exam as exam_module
+from qmop.tiny.pretraining.exam import Exam, accuracy, make_exam, sit, sit_blind
 from qmop.tiny.pretraining.language import Speaker, features_of, pack
 from qmop.tiny.pretraining.loop import Schedule, train
 from qmop.tiny.pretraining.tower import Towers
+from qmop.vtcbench.dimensions import FAMILIES
 from qmop.vtcbench.rendered import suite
 
 
@@ -59,3 +61,19 @@ def test_accuracy_is_told_by_field_and_in_all(exam: Exam) -> None:
     right = np.array([item.dimension == "LD" for item in exam.items])
     assert accuracy(exam.items, right, "dimension") == {"GU": 0, "SC": 0, "RC": 0, "SE": 0, "LD": 1, "micro": 0.2}
     assert set(accuracy(exam.items, right, "level")) == {"core", "micro"}
+
+
+def test_a_blind_speaker_is_judged_on_questions_alone(speaker: Speaker) -> None:
+    drawn = [rendered.item for rendered in suite(6, 60)]
+    told = sit_blind(speaker, 6, 60)
+    assert list(told) == [family.task for family in FAMILIES]
+    exam = make_exam(suite(6, 60), speaker)
+    right = sit(speaker, exam, lambda part: features_of(None, part, len(exam.items[part])))
+    assert told == {task: share for task, share in accuracy(drawn, right, "task").items() if task != "micro"}
+
+
+def test_a_blind_speaker_that_always_says_yes_is_at_chance(speaker: Speaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    yes = speaker.tokenizer.convert_tokens_to_ids("yes")
+    monkeypatch.setattr(exam_module, "told", lambda _, __, packed: (packed.ids == yes).any(1))
+    told = sit_blind(speaker, 7, 8000)
+    assert [told[task] for task in ("relation", "may_go", "mood")] == pytest.approx([0.5, 0.5, 0.0], abs=0.08)

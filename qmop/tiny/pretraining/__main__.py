@@ -83,7 +83,7 @@ class _Making:
             torch.manual_seed(recipe.seed)
             towers = Towers()
             task = TowerTask(towers, world, recipe)
-            judge = lambda: f"towers {_rounded(tower_scores(towers, world, rows))}"  # noqa: E731 - no name needed
+            judge = self._curve("towers", lambda: tower_scores(towers, world, rows))
             train(towers, task.losses, recipe.schedule, _log.info, self.work / "towers", judge=judge)
             return towers
 
@@ -101,7 +101,7 @@ class _Making:
             exam = make_exam(suite(PROGRESS_SEED, _PROGRESS_ITEMS, ("core",)), speaker)
             shown = self._features(towers, "progress", exam.pixels)
             task = LanguageTask(speaker, features, self.world, recipe)
-            judge = lambda: f"{name} {_rounded(judged(speaker, exam, shown)['core_by_dimension'])}"  # noqa: E731 - same
+            judge = self._curve(name, lambda: judged(speaker, exam, shown)["core_by_dimension"])
             train(speaker, task.losses, recipe.schedule, _log.info, self.work / name, judge=judge)
             return speaker
 
@@ -111,6 +111,20 @@ class _Making:
         """Of a finished speaker, on the suite that judges."""
         exam = make_exam(suite(SUITE_SEED, self.items), speaker)
         return judged(speaker, exam, self._features(towers, "exam", exam.pixels))
+
+    def curve(self, name: str) -> list[dict[str, float]]:
+        """How good a part was whenever it was judged."""
+        path = self.work / f"{name}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def _curve(self, name: str, score: Callable[[], dict[str, float]]) -> Callable[[int, float], str]:
+        def judge(step: int, seconds: float) -> str:
+            found = {key: round(value, 4) for key, value in score().items()}
+            with (self.work / f"{name}.jsonl").open("a") as curve:
+                curve.write(json.dumps({"step": step, "cpu_seconds": round(seconds), **found}) + "\n")
+            return f"{name} {_rounded(found)}"
+
+        return judge
 
     def _features(self, towers: Towers | None, name: str, pixels: np.ndarray) -> np.ndarray | None:
         return None if towers is None else cache_features(towers, pixels, self.work / f"{name}.npy")
@@ -146,6 +160,7 @@ def main() -> None:
         "items": wanted.items,
         "accuracy": making.scores(speaker, towers),
         "blind_accuracy": sit_blind(blind, SUITE_SEED, BLIND_QUESTIONS * len(FAMILIES)),
+        "curve": {name: making.curve(name) for name in ("towers", "language")},
         "cpu_minutes": round(time.process_time() / 60, 1),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {platform.system()}",

@@ -65,7 +65,7 @@ def train(
     folder: Path | None = None,
     *,
     every: float = 180.0,
-    judge: Callable[[], str] | None = None,
+    judge: Callable[[int, float], str] | None = None,
 ) -> nn.Module:
     """Minimise the sum of some losses.
 
@@ -76,7 +76,7 @@ def train(
         say: told about every 25th step.
         folder: where the state is kept; training goes on from one that is found there.
         every: seconds between two states.
-        judge: says how good the module is, whenever a state is written.
+        judge: told step and CPU seconds whenever a state is written, says how good the module is.
     """
     running = optimizers(module, schedule)
     first, spent = load_state(folder, module, running)
@@ -96,10 +96,11 @@ def train(
             told = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
             say(f"{step + 1}/{schedule.steps} {time.process_time() - started:.0f} CPU s {told}")
         if folder is not None and (last or time.monotonic() - saved > every):
-            save_state(folder, module, running, step + 1, time.process_time() - started)
+            seconds = time.process_time() - started
+            save_state(folder, module, running, step + 1, seconds)
             if judge is not None:
                 module.eval()
-                say(judge())
+                say(judge(step + 1, seconds))
                 module.train()
             saved = time.monotonic()
     return module.eval()

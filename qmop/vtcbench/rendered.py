@@ -24,6 +24,7 @@ ROTA: tuple[Level, ...] = ("core", "core", "core", "hard", "held_out")
 """Levels of the suite, one for each round over all families."""
 _HARD_IN = 8  # one training picture in so many is of the hard level
 _LARGE_IN = 3  # and one free picture in so many has a large object
+_GROUND_IN = 4  # and a question about the ground, which every picture can answer, is asked in one of so many
 _BUILT = FAMILIES + 2 * tuple(family for family in FAMILIES if family.dimension == "GU")
 """Families that training pictures are built around; free ones seldom answer a question of the whole."""
 
@@ -106,7 +107,9 @@ def suite_digest(items: Iterator[RenderedItem] | list[RenderedItem]) -> str:
 
 
 def training_scene(seed: int, position: int, rounds: int = 1) -> RenderedScene:
-    """The training picture at a position: half are built around a family, half are free; every family is asked.
+    """The training picture at a position: half are built around a family, half are free.
+
+    Every family asks what it can, those that ask about the ground less often.
 
     No combination that is held out ever stands in one.
 
@@ -124,7 +127,7 @@ def training_scene(seed: int, position: int, rounds: int = 1) -> RenderedScene:
         turns.append(asked)
     else:
         scene = free_scene(draws, level)
-    askers = FAMILIES * rounds
+    askers = [other for other in FAMILIES * rounds if other.local or draws.integer(0, _GROUND_IN) == 0]
     turns += [turn for other in askers if (turn := other.ask(scene, draws)) is not None]
     unique = {turn.question: turn for turn in turns}
     return RenderedScene(

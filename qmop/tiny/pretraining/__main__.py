@@ -30,7 +30,8 @@ from qmop.tiny.pretraining.exam import Exam, accuracy, make_exam, sit, sit_blind
 from qmop.tiny.pretraining.language import LanguageRecipe, LanguageTask, Speaker, cache_features, features_of
 from qmop.tiny.pretraining.loop import Schedule, train
 from qmop.tiny.pretraining.tower import TowerRecipe, Towers, TowerTask, tower_scores
-from qmop.tiny.pretraining.world import World, make_world
+from qmop.tiny.pretraining.world import make_world
+from qmop.tiny.pretraining.world_file import load_world, save_world
 from qmop.vtcbench.dimensions import FAMILIES
 from qmop.vtcbench.rendered import suite
 
@@ -71,7 +72,10 @@ class _Making:
 
     def __init__(self, work: Path, pictures: int, items: int) -> None:
         self.work, self.items = work, items
-        self.world: World = make_world(WORLD_SEED, pictures, _log.info)
+        kept = work / f"world-{WORLD_SEED}-{pictures}.npz"
+        if not kept.is_file():
+            save_world(make_world(WORLD_SEED, pictures, _log.info), kept)
+        self.world = load_world(kept)
         self.tower, self.language = TowerRecipe(), LanguageRecipe()
 
     def towers(self) -> Towers:

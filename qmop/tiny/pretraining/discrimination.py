@@ -57,7 +57,7 @@ class Seen:
 
     def rows(self, rows: np.ndarray | slice) -> VisualFeatures:
         """Some of the pictures."""
-        patches, attention = (torch.from_numpy(np.asarray(of[rows])).float() for of in (self.patches, self.attention))
+        patches, attention = (torch.from_numpy(np.array(of[rows])).float() for of in (self.patches, self.attention))
         return VisualFeatures(patches_BNC=patches, cls_attention_BN=attention, grid=(GRID, GRID))
 
 

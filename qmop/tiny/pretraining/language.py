@@ -41,9 +41,9 @@ class LanguageRecipe:
         seed: of start values and draws.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=3000))
-    phases: tuple[tuple[float, int, int], ...] = ((0.7, 36, 24), (0.3, 144, 16))
-    captions: float = 0.6
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=1800))
+    phases: tuple[tuple[float, int, int], ...] = ((0.78, 36, 16), (0.22, 144, 12))
+    captions: float = 0.5
     seed: int = 12
 
 
@@ -176,7 +176,7 @@ def features_of(features: np.ndarray | None, rows: slice | np.ndarray, count: in
     """Some pictures' features, pooled; one blank token each where there are no features."""
     if features is None:
         return torch.zeros(count, 1, vision_config().hidden_size)
-    return pool(torch.from_numpy(np.asarray(features[rows])).float(), tokens)
+    return pool(torch.from_numpy(np.array(features[rows])).float(), tokens)
 
 
 class LanguageTask:

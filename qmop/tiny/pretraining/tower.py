@@ -37,7 +37,7 @@ class TowerRecipe:
         seed: of start values and draws.
     """
 
-    schedule: Schedule = field(default_factory=lambda: Schedule(steps=2000, warmup=50))
+    schedule: Schedule = field(default_factory=lambda: Schedule(steps=1300, warmup=50))
     batch: int = 32
     cells: int = 18
     whole: float = 0.15

@@ -52,6 +52,8 @@ class Family(ABC):
     unit: ClassVar[str]
     """Of the difficulty."""
     template: ClassVar[str]
+    local: ClassVar[bool] = True
+    """Whether the answer depends on objects, not on the ground."""
 
     def pose(self, draws: Draws, level: Level) -> Plan:
         """Words and answer, independent of each other, every answer as likely."""

@@ -102,6 +102,7 @@ class Weather(Family):
     """What one would need in the scene: see its mood, know what that calls for."""
 
     dimension, task, answers, unit = "RC", "weather", _YES_NO, _UNIT
+    local = False
     template = "would you need a {} here ?"
     _NEEDS = {"coat": {"cold": "yes", "warm": "no"}, "lamp": {"dark": "yes", "bright": "no"}}  # noqa: RUF012
     _STEPS = 2

@@ -16,7 +16,7 @@ _UNIT = "grey levels of contrast"
 class _OfGround(Family):
     """A question about the ground; everything else is free."""
 
-    dimension, unit = "SE", _UNIT
+    dimension, unit, local = "SE", _UNIT, False
     field: ClassVar[str]
     """Of `Ground`; its contrast is `<field>_contrast`."""
 

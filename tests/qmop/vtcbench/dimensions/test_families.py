@@ -164,6 +164,7 @@ def test_the_focus_names_cells_that_hold_objects(
 ) -> None:
     family, scenes = staged
     ground = family.task in ("mood", "texture", "light", "weather")
+    assert family.local != ground
     for scene, asked in (pair for drawn in scenes.values() for pair in drawn):
         assert bool(asked.focus) != ground
         assert set(asked.focus) <= {cell for thing in scene.things for cell in thing.cells}

@@ -29,7 +29,7 @@ from qmop.tiny.assemble import assemble, save_half, tiny_processor
 from qmop.tiny.pretraining.exam import Exam, accuracy, make_exam, sit, sit_blind
 from qmop.tiny.pretraining.language import LanguageRecipe, LanguageTask, Speaker, cache_features, features_of
 from qmop.tiny.pretraining.loop import Schedule, train
-from qmop.tiny.pretraining.tower import TowerRecipe, Towers, TowerTask, tower_scores
+from qmop.tiny.pretraining.tower import TowerRecipe, Towers, TowerTask, relevance_auc, tower_scores
 from qmop.tiny.pretraining.world import make_world
 from qmop.tiny.pretraining.world_file import load_world, save_world
 from qmop.vtcbench.dimensions import FAMILIES
@@ -116,6 +116,12 @@ class _Making:
         exam = make_exam(suite(SUITE_SEED, self.items), speaker)
         return judged(speaker, exam, self._features(towers, "exam", exam.pixels))
 
+    def relevance(self, towers: Towers) -> float:
+        """How well likeness to the question finds the asked-for patches."""
+        exam = make_exam(suite(SUITE_SEED, self.items), Speaker())
+        texts = exam.texts
+        return relevance_auc(towers, exam.pixels, [t.questions[0] for t in texts], [t.focus[0] for t in texts])
+
     def curve(self, name: str) -> list[dict[str, float]]:
         """How good a part was whenever it was judged."""
         path = self.work / f"{name}.jsonl"
@@ -164,6 +170,7 @@ def main() -> None:
         "items": wanted.items,
         "accuracy": making.scores(speaker, towers),
         "blind_accuracy": sit_blind(blind, SUITE_SEED, BLIND_QUESTIONS * len(FAMILIES)),
+        "relevance_auc": making.relevance(towers),
         "curve": {name: making.curve(name) for name in ("towers", "language")},
         "cpu_minutes": round(time.process_time() / 60, 1),
         "threads": torch.get_num_threads(),

@@ -194,3 +194,27 @@ def tower_scores(towers: Towers, world: World, rows: np.ndarray) -> dict[str, fl
         right = head(states.mean(1)).argmax(-1) == torch.from_numpy(world.images[name][rows].astype(np.int64))
         scores[name] = right.float().mean().item()
     return scores
+
+
+@torch.no_grad()
+def relevance_auc(
+    towers: Towers,
+    pixels: np.ndarray,
+    questions: Sequence[np.ndarray],
+    focus: Sequence[Sequence[int]],
+    batch: int = 100,
+) -> float:
+    """How well patches of the asked-for cells stand above the others by their likeness to the question.
+
+    The chance that an asked-for patch is more alike than another one, the mean over pictures with a focus: 0.5 knows
+    nothing, below it the likeness points the wrong way.
+    """
+    found = []
+    for first in range(0, len(pixels), batch):
+        part = slice(first, first + batch)
+        visual = towers.project(towers.last_layer(towers.encode_image(normalise(pixels[part]))))[:, 1:]
+        alike = torch.einsum("bnc,bc->bn", visual, towers.encode_ids(questions[part]))
+        for likeness, asked in zip(alike, focus_mask(focus[part]) > 0, strict=True):
+            if asked.any():
+                found.append((likeness[asked][:, None] > likeness[~asked]).float().mean())
+    return torch.stack(found).mean().item()

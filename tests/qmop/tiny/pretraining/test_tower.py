@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qmop.tiny.pretraining.loop import Schedule, train
-from qmop.tiny.pretraining.tower import TowerRecipe, Towers, TowerTask, gather, tower_scores, visible
+from qmop.tiny.pretraining.tower import TowerRecipe, Towers, TowerTask, gather, relevance_auc, tower_scores, visible
 from qmop.tiny.pretraining.world import World, make_world, patch_cells
 
 
@@ -85,3 +85,19 @@ def test_a_few_steps_learn_colours(world: World, towers: Towers) -> None:
     scores = tower_scores(towers, world, np.arange(8))
     assert set(scores) == {"kind", "colour", "detail", "ink", "size", "mood", "texture", "light"}
     assert all(0 <= score <= 1 for score in scores.values())
+
+
+@torch.no_grad()
+def test_relevance_is_the_chance_that_an_asked_for_patch_is_more_alike(
+    towers: Towers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    likeness = torch.zeros(2, 145, 128)
+    likeness[0, 1:, 0] = torch.arange(144.0)
+    likeness[1, 1:, 0] = torch.where(torch.from_numpy(patch_cells()) == 7, 1.0, 0.0)
+    monkeypatch.setattr(Towers, "project", lambda *_: likeness)
+    monkeypatch.setattr(Towers, "encode_ids", lambda *_: torch.eye(128)[:1].expand(2, -1))
+    pixels, words = np.zeros((2, 96, 96, 3), dtype=np.uint8), [np.array([50])] * 2
+    assert relevance_auc(towers, pixels, words, [(), (7,)]) == 1.0
+    last_cell = np.flatnonzero(patch_cells() == 35)
+    expected = np.mean([sum(p > o for o in range(144) if o not in last_cell) / 140 for p in last_cell])
+    assert relevance_auc(towers, pixels, words, [(35,), ()]) == pytest.approx(expected)

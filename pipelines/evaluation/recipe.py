@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from cluster.session import RaySettings
 from cluster.storage import absolute
-from qmop.vtcbench.rendered import CI_ITEMS
+from qmop.vtcbench.items import CI_ITEMS
 
 
 @dataclass(frozen=True, kw_only=True)

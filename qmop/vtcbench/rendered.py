@@ -18,8 +18,6 @@ from qmop.vtcbench.painting import encode_png, paint
 from qmop.vtcbench.scene import Scene, caption
 
 SUITE_SPLIT, TRAIN_SPLIT = "suite", "train"
-CI_ITEMS, COMPARISON_ITEMS = 1_500, 10_000
-"""Sizes of the suite for continuous integration and for the comparison of methods: both are shared out evenly."""
 ROTA: tuple[Level, ...] = ("core", "core", "core", "hard", "held_out")
 """Levels of the suite, one for each round over all families."""
 _HARD_IN = 8  # one training picture in so many is of the hard level

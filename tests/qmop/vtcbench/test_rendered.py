@@ -13,10 +13,8 @@ from PIL import Image
 
 from qmop.vtcbench.composing import LEVELS
 from qmop.vtcbench.dimensions import FAMILIES
-from qmop.vtcbench.items import DIMENSIONS
+from qmop.vtcbench.items import CI_ITEMS, COMPARISON_ITEMS, DIMENSIONS
 from qmop.vtcbench.rendered import (
-    CI_ITEMS,
-    COMPARISON_ITEMS,
     ROTA,
     SUITE_SPLIT,
     TRAIN_SPLIT,

@@ -21,7 +21,7 @@ from qmop.vtcbench.words import FACE, NUMBERS, PLACES, SHAPES, TILE
 
 BY_TASK = {family.task: family for family in FAMILIES}
 QUESTIONS = 4000
-SCENES = 150
+SCENES = 80
 
 
 def _share(scene: Scene, attribute: str, allowed: tuple[str, ...] = ()) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 from qmop.vtcbench.composing import Level, Wish, compose, fillers, total
 from qmop.vtcbench.dimensions.family import Asked, Family, Plan, Words, others
 from qmop.vtcbench.dimensions.spatial_counting import lone
@@ -84,10 +86,9 @@ class SameColour(Family):
 
     def offer(self, scene: Scene, draws: Draws) -> Words | None:
         """Words to ask this scene with."""
-        pairs = [(a, b) for a in lone(scene) for b in lone(scene) if a.kind != b.kind]
-        same = draws.integer(0, 2) == 1
-        fitting = [(a, b) for a, b in pairs if (a.colour == b.colour) == same] or pairs
-        return (_AND.join(thing.kind for thing in draws.choice(fitting)),) if fitting else None
+        same = draws.integer(0, 2) == 1  # most pairs differ: without this, so would most answers
+        pairs = [pair for pair in permutations(lone(scene), 2) if (pair[0].colour == pair[1].colour) == same]
+        return (_AND.join(thing.kind for thing in draws.choice(pairs)),) if pairs else None
 
     def look(self, scene: Scene, words: Words) -> Asked | None:
         """The question with what the scene answers."""

@@ -11,7 +11,7 @@ from qmop.compressors.blind import Blind
 from qmop.configuration_qmop import QMoPConfig
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
-from qmop.tiny.configs import language_config, query_config, vision_config
+from qmop.tiny.configs import LEVELS, language_config, query_config, vision_config
 from qmop.tiny.pretraining.language import Speaker
 from qmop.tiny.pretraining.tower import Towers
 from qmop.tiny.pretraining.world import PIXEL_MEAN, PIXEL_STD
@@ -32,6 +32,7 @@ def tiny_config(compressor: str = "mlp", tokens: int | None = None, **options: o
         compressor=compressor,
         compressor_tokens=tokens,
         compressor_options=options,
+        feature_levels=list(LEVELS),
     )
 
 

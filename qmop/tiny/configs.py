@@ -10,6 +10,9 @@ from transformers import CLIPTextConfig, CLIPVisionConfig, LlamaConfig, PreTrain
 from qmop.vtcbench.scene import IMAGE_SIZE
 
 PATCH_SIZE = 8
+LEVELS = (2, 3, 4, 5)
+"""Hidden states that methods with several levels read, TokenPacker above all. The paper's 12, 16, 22 and 23 of 24
+layers would be 3, 4, 4 and 5 of six: one twice; these are four different ones that end where the patches come from."""
 PROJECTION = 128
 QUERY_LENGTH = 77
 

@@ -7,18 +7,19 @@ import string
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from qmop.vtcbench.scene import COLOURS, MOODS, NUMBERS, PLACES, SHAPES, SIGN, TEXTURES
+from qmop.vtcbench.words import COLOURS, FEELINGS, INKS, KINDS, MARKS, MOODS, NUMBERS, PLACES, SIDES, TEXTURES
 
 PAD, BOS, UNK, EOS, IMAGE, USER, ASSISTANT = "<pad>", "<s>", "<unk>", "</s>", "<image>", "<user>", "<assistant>"
 SPECIAL = (PAD, BOS, UNK, EOS, IMAGE, USER, ASSISTANT)
 """EOS has id 3: CLIP's text tower pools the largest id instead of the end token when that id is 2."""
 
 _WORDS = """
-a above an and answer any are at behind below big bottom by caption colour count describe different digit dim does each
-fewer for from front has have how image in is it its kind large largest left less letter like long many middle mood more
-most near no not number object objects of on one or other photo picture place right round same shape shown side sign
-small smallest style text texture than that the there these thing this to top two under up what where which who why with
-word word words yes background
+a above all an and answer any are at background behind below big bottom by caption cars coat colour come common count
+describe different digit dim do does each feel fewer for from front go has have here how image in is it its kind lamp
+large largest left less letter light like long many mark may middle mood more most near need no not number object
+objects of on one or other photo picture place right round same shape shown side sign small smallest style text
+texture than that the there these thing this to top traffic two under up what where which who why with word words
+would yes you
 """.split()  # noqa: SIM905 - a list of a hundred quoted words would hide the words
 
 CHAT_TEMPLATE = (
@@ -37,7 +38,7 @@ CHAT_TEMPLATE = (
 
 
 def _vocabulary() -> dict[str, int]:
-    world = [*SHAPES, SIGN, *COLOURS, *MOODS, *TEXTURES, *NUMBERS]
+    world = [*KINDS, *COLOURS, *MARKS, *INKS, *FEELINGS, *MOODS, *TEXTURES, *SIDES, *NUMBERS]
     words = sorted({*_WORDS, *world, *" ".join(PLACES).split()})
     characters = string.ascii_lowercase + string.digits + string.punctuation
     pieces = [*SPECIAL, *characters, *("##" + c for c in characters), *(w for w in words if len(w) > 1)]

@@ -15,6 +15,10 @@ DIMENSIONS = {
 }
 """Code and name of each dimension, in the order of the paper's tables."""
 
+CI_ITEMS, COMPARISON_ITEMS = 1_500, 10_000
+"""Sizes of the rendered suite for continuous integration and for the comparison of methods: both share out
+evenly."""
+
 UNLABELLED = "none"
 """The dimension of an item from a user's own corpus: it counts in the micro average and in no dimension."""
 
@@ -24,7 +28,9 @@ class Item:
     """A question about a picture with its accepted answers.
 
     `difficulty` is a number in the unit of the item's task family (patches for LD, objects for SC and GU, steps
-    of inference for RC); natural items have none. `choices` is empty for open answers.
+    of inference for RC, grey levels for SE); natural items have none. `choices` is empty for open answers. `level`
+    tells core, hard and held-out items of the rendered suite apart, which are reported apart. `focus` names the cells
+    of a 6 x 6 lattice over the picture that the answer depends on, where it depends on some.
     """
 
     key: str
@@ -36,6 +42,8 @@ class Item:
     scorer: str = "exact_match"
     choices: tuple[str, ...] = ()
     difficulty: float | None = None
+    level: str = "core"
+    focus: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dimension not in (*DIMENSIONS, UNLABELLED):

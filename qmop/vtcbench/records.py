@@ -42,6 +42,8 @@ class Record:
     score: float
     parsable: bool
     difficulty: float | None = None
+    level: str = "core"
+    """Core, hard or held-out: to be reported apart."""
     chance: float = 0.0
     """Accuracy of a uniform guess."""
     branch_weights: tuple[float, ...] | None = None
@@ -64,6 +66,7 @@ SCHEMA = pa.schema(
         ("score", pa.float64()),
         ("parsable", pa.bool_()),
         ("difficulty", pa.float64()),
+        ("level", pa.string()),
         ("chance", pa.float64()),
         ("branch_weights", pa.list_(pa.float64())),
         ("seconds", pa.float64()),
@@ -92,6 +95,7 @@ def judge(item: Item, prediction: str, **facts: Any) -> Record:
         score=judged.value,
         parsable=judged.parsable,
         difficulty=None if item.difficulty is None else float(item.difficulty),
+        level=item.level,
         chance=item.chance,
         **facts,
     )

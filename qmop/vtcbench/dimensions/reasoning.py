@@ -1,41 +1,166 @@
-"""Reasoning and Common sense: several steps of inference grounded in the picture."""
+"""Reasoning and Common sense: inference grounded in the picture. Difficulty: its steps."""
 
 from __future__ import annotations
 
-from qmop.vtcbench.dimensions.family import Asked, Family, cells_of, others
+from itertools import permutations
+
+from qmop.vtcbench.composing import Level, Wish, compose, fillers, total
+from qmop.vtcbench.dimensions.family import Asked, Family, Plan, Words, others
+from qmop.vtcbench.dimensions.spatial_counting import lone
 from qmop.vtcbench.draws import Draws
-from qmop.vtcbench.scene import COLOURS, SHAPES, SIGN, Scene, compose
+from qmop.vtcbench.scene import Scene
+from qmop.vtcbench.words import COLOURS, FACE, KINDS, SHAPES
 
-_STEPS = 3.0  # count one colour, count the other, compare
-_ANY_SHAPE = (*SHAPES, SIGN)
-
-
-def _question(more: str, fewer: str) -> str:
-    return f"are there more {more} objects than {fewer} objects ?"
+_YES_NO = ("yes", "no")
+_UNIT = "steps"
+_AND = " and the "
 
 
-def _asked(scene: Scene, more: str, fewer: str) -> Asked:
-    answer = "yes" if scene.count(colour=more) > scene.count(colour=fewer) else "no"
-    return Asked(question=_question(more, fewer), answer=answer, difficulty=_STEPS, focus=cells_of(scene, more, fewer))
+def _told(true: bool) -> str:
+    return "yes" if true else "no"
 
 
-def _ask(scene: Scene, draws: Draws) -> Asked | None:
-    first = draws.choice(scene.things).colour
-    second = draws.choice(others(first))
-    more, fewer = draws.sample((first, second), 2)
-    return _asked(scene, more, fewer)
+class MoreOrFewer(Family):
+    """Whether one colour has more objects than another: count, count, compare."""
+
+    dimension, task, answers, unit = "RC", "more_or_fewer", _YES_NO, _UNIT
+    template = "are there more {} than {} objects ?"
+    _STEPS = 3
+
+    def words(self, draws: Draws, level: Level) -> Words:
+        """The blanks of the question."""
+        del level
+        return tuple(draws.sample(COLOURS, 2))
+
+    def stage(self, draws: Draws, plan: Plan, level: Level) -> Scene:
+        """A scene of which the plan is true."""
+        low = draws.integer(0, 3)
+        high = low + (1 if level == "hard" else draws.integer(2, 4))
+        counts = (high, low) if plan.answer == "yes" else (low, high)
+        colours = [colour for colour, count in zip(plan.words, counts, strict=True) for _ in range(count)]
+        kinds = [wish.kind for wish in fillers(draws, len(colours))]
+        wishes = [Wish(kind=k, colour=c, asked=True) for k, c in zip(kinds, colours, strict=True)]
+        rest = total(draws, level) - len(colours)
+        return compose(
+            draws,
+            [*wishes, *fillers(draws, rest, kinds=others(KINDS, FACE), colours=others(COLOURS, *plan.words))],
+            level,
+        )
+
+    def offer(self, scene: Scene, draws: Draws) -> Words | None:
+        """Words to ask this scene with."""
+        if scene.largest:
+            return None
+        first = draws.choice(scene.things).colour
+        return tuple(draws.sample((first, draws.choice(others(COLOURS, first))), 2))
+
+    def look(self, scene: Scene, words: Words) -> Asked | None:
+        """The question with what the scene answers."""
+        more, fewer = (scene.having(colour=colour) for colour in words)
+        if len(more) == len(fewer):
+            return None
+        return self.asked(words, _told(len(more) > len(fewer)), self._STEPS, [*more, *fewer])
 
 
-def _build(draws: Draws) -> tuple[Scene, Asked]:
-    yes = bool(draws.integer(0, 2))
-    more, fewer = draws.sample(COLOURS, 2)
-    low = draws.integer(0, 3)
-    high = low + draws.integer(1, 3)
-    counts = (high, low) if yes else (low, high)
-    colours = [more] * counts[0] + [fewer] * counts[1]
-    colours += [draws.choice(others(more, fewer)) for _ in range(draws.integer(0, 3))]
-    scene = compose(draws, [(draws.choice(_ANY_SHAPE), colour) for colour in colours])
-    return scene, _asked(scene, more, fewer)
+class SameColour(Family):
+    """Whether two shapes, or three on the hard level, have one colour: find each, compare."""
+
+    dimension, task, answers, unit = "RC", "same_colour", _YES_NO, _UNIT
+    template = "do the {} have the same colour ?"
+
+    def words(self, draws: Draws, level: Level) -> Words:
+        """The blanks of the question."""
+        kinds = draws.sample(SHAPES, 3 if level == "hard" else 2)
+        return (_AND.join(kinds),)
+
+    def stage(self, draws: Draws, plan: Plan, level: Level) -> Scene:
+        """A scene of which the plan is true."""
+        kinds = plan.words[0].split(_AND)
+        first, second = draws.sample(COLOURS, 2)
+        colours = [first] * len(kinds)
+        if plan.answer == "no":
+            colours[draws.integer(0, len(kinds))] = second
+        wanted = [Wish(kind=k, colour=c, asked=True) for k, c in zip(kinds, colours, strict=True)]
+        rest = fillers(draws, total(draws, level) - len(wanted), kinds=others(KINDS, *kinds))
+        return compose(draws, [*wanted, *rest], level)
+
+    def offer(self, scene: Scene, draws: Draws) -> Words | None:
+        """Words to ask this scene with."""
+        same = draws.integer(0, 2) == 1  # most pairs differ: without this, so would most answers
+        pairs = [pair for pair in permutations(lone(scene), 2) if (pair[0].colour == pair[1].colour) == same]
+        return (_AND.join(thing.kind for thing in draws.choice(pairs)),) if pairs else None
+
+    def look(self, scene: Scene, words: Words) -> Asked | None:
+        """The question with what the scene answers."""
+        found = [scene.only(kind=kind) for kind in words[0].split(_AND)]
+        things = [thing for thing in found if thing is not None]
+        if len(things) < len(found):
+            return None
+        return self.asked(words, _told(len({t.colour for t in things}) == 1), len(things) + 1, things)
 
 
-FAMILIES = (Family(dimension="RC", task="more_or_fewer", answers=("yes", "no"), unit="steps", build=_build, ask=_ask),)
+class Weather(Family):
+    """What one would need in the scene: see its mood, know what that calls for."""
+
+    dimension, task, answers, unit = "RC", "weather", _YES_NO, _UNIT
+    local = False
+    template = "would you need a {} here ?"
+    _NEEDS = {"coat": {"cold": "yes", "warm": "no"}, "lamp": {"dark": "yes", "bright": "no"}}  # noqa: RUF012
+    _STEPS = 2
+
+    def words(self, draws: Draws, level: Level) -> Words:
+        """The blanks of the question."""
+        del level
+        return (draws.choice(tuple(self._NEEDS)),)
+
+    def stage(self, draws: Draws, plan: Plan, level: Level) -> Scene:
+        """A scene of which the plan is true."""
+        moods = {answer: mood for mood, answer in self._NEEDS[plan.words[0]].items()}
+        wishes = [Wish(kind=wish.kind, asked=True) for wish in fillers(draws, total(draws, level))]
+        return compose(draws, wishes, level, mood=moods[plan.answer])
+
+    def offer(self, scene: Scene, draws: Draws) -> Words | None:
+        """Words to ask this scene with."""
+        del draws
+        return ("coat",) if scene.ground.mood in ("cold", "warm") else ("lamp",)
+
+    def look(self, scene: Scene, words: Words) -> Asked | None:
+        """The question with what the scene answers."""
+        answer = self._NEEDS[words[0]].get(scene.ground.mood)
+        return None if answer is None else self.asked(words, answer, self._STEPS)
+
+
+class MayGo(Family):
+    """Whether a shape, taken as a traffic light, lets cars go: find it, know the rule of green and red."""
+
+    dimension, task, answers, unit = "RC", "may_go", _YES_NO, _UNIT
+    template = "the {} is a traffic light , may cars go ?"
+    _RULE = {"green": "yes", "red": "no"}  # noqa: RUF012
+    _STEPS = 2
+
+    def words(self, draws: Draws, level: Level) -> Words:
+        """The blanks of the question."""
+        del level
+        return (draws.choice(SHAPES),)
+
+    def stage(self, draws: Draws, plan: Plan, level: Level) -> Scene:
+        """A scene of which the plan is true."""
+        (kind,) = plan.words
+        colours = {answer: colour for colour, answer in self._RULE.items()}
+        rest = fillers(draws, total(draws, level) - 1, kinds=others(KINDS, kind))
+        return compose(draws, [Wish(kind=kind, colour=colours[plan.answer], asked=True), *rest], level)
+
+    def offer(self, scene: Scene, draws: Draws) -> Words | None:
+        """Words to ask this scene with."""
+        lights = [thing for thing in lone(scene) if thing.colour in self._RULE]
+        return (draws.choice(lights).kind,) if lights else None
+
+    def look(self, scene: Scene, words: Words) -> Asked | None:
+        """The question with what the scene answers."""
+        found = scene.only(kind=words[0])
+        if found is None or found.colour not in self._RULE:
+            return None
+        return self.asked(words, self._RULE[found.colour], self._STEPS, [found])
+
+
+FAMILIES = (MoreOrFewer(), SameColour(), Weather(), MayGo())

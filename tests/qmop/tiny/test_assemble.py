@@ -26,7 +26,7 @@ def test_assembled_parts_say_what_they_said_alone(parts: tuple[Towers, Speaker])
     text = "<s><user><image> is it red ? <assistant>"
     batch = processor(images=[scene.pixels], text=text, query="is it red ?", return_tensors="pt")
     logits = assemble(towers, speaker)(**batch).logits
-    patches, _ = towers.encode_image(normalise(scene.pixels[None]))
+    patches = towers.encode_image(normalise(scene.pixels[None]))
     ids = torch.tensor([speaker.tokenizer(text.replace("<image>", ""))["input_ids"]])
     words = speaker.language.get_input_embeddings()(ids)
     joined = torch.cat([words[:, :2], speaker.connector(patches[:, 1:]), words[:, 2:]], dim=1)

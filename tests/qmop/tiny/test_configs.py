@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from qmop.compressors.base import stride_of
-from qmop.tiny.configs import PATCH_SIZE, PROJECTION, QUERY_LENGTH, language_config, query_config, vision_config
+from qmop.encoders import default_levels
+from qmop.tiny.configs import LEVELS, PATCH_SIZE, PROJECTION, QUERY_LENGTH, language_config, query_config, vision_config
 from qmop.tiny.tokenizer import language_tokenizer, query_tokenizer
 from qmop.vtcbench.scene import IMAGE_SIZE
 
@@ -26,3 +27,11 @@ def test_vocabulary_and_lengths_fit_the_tokenizers() -> None:
     assert query_config(questions).vocab_size == len(questions)
     assert query_config(questions).max_position_embeddings == QUERY_LENGTH == questions.model_max_length
     assert language_config(words).max_position_embeddings >= words.model_max_length
+
+
+def test_levels_are_four_different_ones_up_to_the_patches() -> None:
+    layers = vision_config().num_hidden_layers
+    assert layers >= 6
+    assert len(set(LEVELS)) == 4
+    assert LEVELS[-1] == layers - 1
+    assert set(default_levels(layers)) < {*LEVELS}

@@ -6,7 +6,7 @@ from qmop.tiny.configs import language_config, query_config
 from qmop.tiny.tokenizer import ASSISTANT, BOS, EOS, IMAGE, PAD, SPECIAL, UNK, USER, language_tokenizer, query_tokenizer
 from qmop.vtcbench.dimensions import FAMILIES
 from qmop.vtcbench.rendered import suite, training_scene
-from qmop.vtcbench.scene import COLOURS, MOODS, NUMBERS, PLACES, SHAPES, SIGN, TEXTURES
+from qmop.vtcbench.words import COLOURS, DETAILS, INKS, KINDS, MOODS, PLACES, SIDES, TEXTURES
 
 WORDS = language_tokenizer()
 QUERIES = query_tokenizer()
@@ -24,7 +24,7 @@ def test_special_tokens_have_the_first_ids_and_are_one_token_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "word", [*SHAPES, SIGN, *COLOURS, *MOODS, *TEXTURES, *NUMBERS, *sorted(set(" ".join(PLACES).split()))]
+    "word", sorted({*KINDS, *COLOURS, *DETAILS, *INKS, *MOODS, *TEXTURES, *SIDES, *" ".join(PLACES).split()})
 )
 def test_a_word_of_the_world_is_one_token(word: str) -> None:
     assert WORDS.tokenize(word) == [word]
@@ -32,9 +32,9 @@ def test_a_word_of_the_world_is_one_token(word: str) -> None:
 
 
 def test_every_answer_and_question_of_the_suite_is_made_of_whole_words() -> None:
-    texts = [rendered.item.question for rendered in suite(3, 5 * len(FAMILIES))]
+    texts = [rendered.item.question for rendered in suite(3, 10 * len(FAMILIES))]
     texts += [answer for family in FAMILIES for answer in family.answers]
-    texts += [training_scene(3, place).caption for place in range(5)]
+    texts += [training_scene(3, place).caption for place in range(40)]
     pieces = {piece for text in texts for piece in WORDS.tokenize(text)}
     assert [piece for piece in pieces if piece.startswith("##")] == []
     assert UNK not in pieces

@@ -43,7 +43,7 @@ def test_no_records_make_an_empty_file() -> None:
 
 
 def test_judging_fills_a_record_from_the_item(small_suite: list[RenderedItem]) -> None:
-    item = replace(small_suite[1].item, answers=("two", "two", "2"))
+    item = replace(small_suite[4].item, answers=("two", "two", "2"))
     facts = {"checkpoint": "c", "label": "l", "method": "m", "budget": 16, "visual_tokens": 15}
 
     right = judge(item, "two", **facts, suite_digest="s", shard="x", seconds=0.5)

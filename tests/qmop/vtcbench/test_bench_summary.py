@@ -43,9 +43,10 @@ def test_accuracies_and_counts_are_those_of_the_records(report: Report, evaluati
 
 
 def test_chance_is_that_of_the_items(report: Report) -> None:
-    assert dict(report.chance) == pytest.approx(
-        {"GU": 0.25, "SC": 0.25, "RC": 0.5, "SE": 0.25, "LD": 0.1, "micro": 0.27, "macro": 0.27}
-    )
+    answers = {"GU": (5, 6, 5, 4), "SC": (4, 9, 2, 5), "RC": (2, 2, 2, 2), "SE": (4, 4, 4, 4), "LD": (10, 8, 4, 4)}
+    chance = {name: np.mean([1 / count for count in counts]) for name, counts in answers.items()}
+    everything = np.mean(list(chance.values()))
+    assert dict(report.chance) == pytest.approx({**chance, "micro": everything, "macro": everything})
 
 
 def test_rows_are_held_against_reference_and_blind(report: Report, evaluation: list[Record]) -> None:

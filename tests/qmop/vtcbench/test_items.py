@@ -11,7 +11,7 @@ _FACTS: dict[str, Any] = {"key": "k", "question": "q ?", "answers": ("yes",), "d
 
 
 def test_an_item_survives_the_way_to_json_and_back() -> None:
-    item = Item(**_FACTS, choices=("yes", "no"), difficulty=2.5)
+    item = Item(**_FACTS, choices=("yes", "no"), difficulty=2.5, level="hard", focus=(3, 4))
 
     assert Item.from_json(item.to_json()) == item
     assert Item.from_json(item.to_json()).to_json() == item.to_json()

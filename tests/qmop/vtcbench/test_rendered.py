@@ -11,12 +11,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qmop.vtcbench.composing import LEVELS
 from qmop.vtcbench.dimensions import FAMILIES
-from qmop.vtcbench.items import DIMENSIONS
-from qmop.vtcbench.rendered import SUITE_SPLIT, TRAIN_SPLIT, RenderedItem, suite, suite_digest, training_scene
+from qmop.vtcbench.items import CI_ITEMS, COMPARISON_ITEMS, DIMENSIONS
+from qmop.vtcbench.rendered import (
+    ROTA,
+    SUITE_SPLIT,
+    TRAIN_SPLIT,
+    RenderedItem,
+    questions,
+    suite,
+    suite_digest,
+    training_scene,
+)
+from qmop.vtcbench.scene import held_out
 
-_GOLDEN_JSON = "b81347e554b924eedc515e3698ca4cb92f1cc41acf53d8a78495d64887eb9482"
-_GOLDEN_PIXELS = "d4cb9da0e59ed264464b799ee9f6249dc584b949c9c03537db001eccfe4e59c5"
+_GOLDEN_JSON = "ef26adfe82823bd490936b8bdbd07a7d5c401ef6051a002bf97bd3f46eaaa3c9"
+_GOLDEN_PIXELS = "16746a1f987bbe06bb05c1463de1d2497ac2d59da218213da8a66059a2c42d58"
 
 
 def _pixels(rendered: RenderedItem) -> np.ndarray:
@@ -59,37 +70,58 @@ def test_the_digest_notices_a_change_of_picture_words_and_order(small_suite: lis
     assert len(digests) == 4
 
 
-def test_every_family_gets_its_share_and_every_dimension_is_there() -> None:
-    items = [rendered.item for rendered in suite(3, 4 * len(FAMILIES))]
-
-    assert Counter(item.task for item in items) == dict.fromkeys((family.task for family in FAMILIES), 4)
-    assert {item.dimension for item in items} == set(DIMENSIONS)
+def test_every_family_gets_its_share_of_every_level() -> None:
+    items = [rendered.item for rendered in suite(3, 5 * len(FAMILIES))]
+    assert Counter(item.task for item in items) == dict.fromkeys((family.task for family in FAMILIES), 5)
+    assert Counter(item.dimension for item in items) == dict.fromkeys(DIMENSIONS, 20)
+    assert {(item.task, item.level) for item in items} == {(f.task, level) for f in FAMILIES for level in LEVELS}
+    assert Counter(item.level for item in items) == {"core": 60, "hard": 20, "held_out": 20}
     assert len({item.key for item in items}) == len(items)
-    assert all("." not in item.key for item in items)
-    assert all(item.answers[0] in item.choices for item in items)
+    assert all("." not in item.key and item.level in item.key for item in items)
+    assert all(item.answers[0] in item.choices and item.difficulty is not None for item in items)
+
+
+def test_both_sizes_of_the_suite_share_out_evenly() -> None:
+    assert CI_ITEMS % (len(FAMILIES) * len(ROTA)) == COMPARISON_ITEMS % (len(FAMILIES) * len(ROTA)) == 0
+
+
+def test_questions_alone_are_those_of_the_suite(small_suite: list[RenderedItem]) -> None:
+    alone = [(family.task, question, answer) for family, question, answer in questions(0, 40)]
+    assert alone == [(r.item.task, r.item.question, r.item.answers[0]) for r in small_suite]
+    marks = [question for _, question, _ in questions(0, 40, "mark")]
+    assert marks == [r.item.question for r in small_suite if r.item.task == "mark"]
 
 
 def test_training_pictures_are_never_suite_pictures(small_suite: list[RenderedItem]) -> None:
     assert SUITE_SPLIT != TRAIN_SPLIT
     shown = {_pixels(rendered).tobytes() for rendered in small_suite}
-
     assert not shown & {training_scene(0, position).pixels.tobytes() for position in range(40)}
 
 
-def test_training_scenes_ask_each_question_once_and_every_family_in_the_long_run() -> None:
-    scenes = [training_scene(5, position) for position in range(200)]
+def test_training_never_shows_a_held_out_combination() -> None:
+    for position in range(400):
+        things = training_scene(6, position).scene.things
+        assert not any(held_out(thing.kind, thing.colour, thing.place) for thing in things)
 
+
+def test_training_scenes_ask_each_question_once_and_every_family_in_the_long_run() -> None:
+    scenes = [training_scene(5, position, rounds=2) for position in range(200)]
     for scene in scenes:
-        questions = [asked.question for asked in scene.turns]
-        assert len(set(questions)) == len(questions) >= 3
-    asked = Counter(turn.question.split()[2] for scene in scenes for turn in scene.turns)
-    assert len(asked) >= len(FAMILIES)
+        asked = [turn.question for turn in scene.turns]
+        assert len(set(asked)) == len(asked) >= 6
+    counts = Counter(turn.task for scene in scenes for turn in scene.turns)
+    assert set(counts) == {family.task for family in FAMILIES}
+    assert min(counts.values()) >= 10
     assert scenes[7].caption == training_scene(5, 7).caption
+
+
+def test_one_training_picture_in_eight_is_hard() -> None:
+    hard = sum(training_scene(4, position).scene.glyph_scale == 1 for position in range(400))
+    assert 30 <= hard <= 75
 
 
 def test_training_scenes_of_different_seeds_differ() -> None:
     first, second = training_scene(0, 3), training_scene(1, 3)
-
     assert not np.array_equal(first.pixels, second.pixels)
 
 

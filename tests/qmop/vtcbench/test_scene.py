@@ -4,79 +4,89 @@ from collections import Counter
 
 import pytest
 
-from qmop.vtcbench.draws import Draws
 from qmop.vtcbench.scene import (
     CELL_SIZE,
-    COLOURS,
-    LARGE_RADIUS,
-    MOODS,
-    SHAPES,
-    SIGN,
-    TEXTURES,
+    CELLS,
+    IMAGE_SIZE,
+    Ground,
     Scene,
     Thing,
     caption,
-    compose,
-    random_scene,
+    cells_at,
+    held_out,
+    on_side,
+    place_of,
+    sorted_things,
+)
+from qmop.vtcbench.words import COLOURS, KINDS, PLACES
+
+GROUND = Ground(
+    mood="dark",
+    texture="dotted",
+    light="top",
+    mood_contrast=40,
+    texture_contrast=30,
+    light_contrast=40,
+    clutter=0,
+    grain=0,
 )
 
 
-@pytest.fixture(scope="module")
-def scenes() -> list[Scene]:
-    return [random_scene(Draws(0, "scene-test", i)) for i in range(400)]
+def test_nine_places_share_out_the_cells() -> None:
+    assert sorted(cell for place in range(9) for cell in cells_at(place)) == list(range(CELLS))
+    assert all(place_of(cell) == place for place in range(9) for cell in cells_at(place))
+    assert cells_at(PLACES.index("top right")) == (4, 5, 10, 11)
+    assert cells_at(PLACES.index("bottom")) == (26, 27, 32, 33)
 
 
-def test_objects_stay_inside_their_own_cells(scenes: list[Scene]) -> None:
-    for scene in scenes:
-        assert len({thing.cell for thing in scene.things}) == len(scene.things)
-        for thing in scene.things:
-            for centre, cell in zip(thing.centre, (thing.cell % 3, thing.cell // 3), strict=True):
-                assert cell * CELL_SIZE <= centre - thing.radius
-                assert centre + thing.radius < (cell + 1) * CELL_SIZE
+@pytest.mark.parametrize(
+    ("side", "cells"), [("left", (0, 32)), ("right", (3, 35)), ("top", (0, 17)), ("bottom", (18,))]
+)
+def test_every_side_is_half_of_the_picture(side: str, cells: tuple[int, ...]) -> None:
+    assert sum(on_side(cell, side) for cell in range(CELLS)) == CELLS // 2
+    assert all(on_side(cell, side) for cell in cells)
 
 
-def test_free_scenes_use_every_word_of_the_world(scenes: list[Scene]) -> None:
-    things = [thing for scene in scenes for thing in scene.things]
-
-    assert {thing.shape for thing in things} == {*SHAPES, SIGN}
-    assert {thing.colour for thing in things} == set(COLOURS)
-    assert {thing.cell for thing in things} == set(range(9))
-    assert {scene.mood for scene in scenes} == set(MOODS)
-    assert {scene.texture for scene in scenes} == set(TEXTURES)
-    assert {thing.digit for thing in things if thing.shape == SIGN} == set(range(10))
+def test_a_large_object_fills_its_place_and_others_their_cell() -> None:
+    small = Thing(kind="circle", colour="red", cell=9, detail="dot")
+    large = Thing(kind="circle", colour="red", cell=14, detail="dot", large=True, shift=(2, -1))
+    assert (small.cells, small.place, small.centre) == ((9,), 1, (3.5 * CELL_SIZE, 1.5 * CELL_SIZE))
+    assert (large.cells, large.place) == ((14, 15, 20, 21), PLACES.index("middle"))
+    assert large.centre == (IMAGE_SIZE // 2 + 2, IMAGE_SIZE // 2 - 1)
 
 
-def test_free_scenes_hold_two_to_six_objects_and_at_most_one_large(scenes: list[Scene]) -> None:
-    large = Counter(sum(thing.radius == LARGE_RADIUS for thing in scene.things) for scene in scenes)
-
-    assert {len(scene.things) for scene in scenes} == {2, 3, 4, 5, 6}
-    assert set(large) == {0, 1}
-    assert 140 < large[1] < 260
-    assert all(scene.largest is None or scene.largest.shape != SIGN for scene in scenes)
-
-
-def test_only_signs_carry_digits(scenes: list[Scene]) -> None:
-    assert all((thing.digit is not None) == (thing.shape == SIGN) for scene in scenes for thing in scene.things)
-
-
-def test_counts_can_leave_colour_or_shape_open() -> None:
-    scene = compose(Draws(0), [("circle", "red"), ("cross", "red"), ("circle", "blue")], mood="warm", texture="plain")
-
-    assert (scene.count(colour="red"), scene.count(shape="circle"), scene.count(colour="red", shape="circle")) == (
-        2,
-        2,
-        1,
-    )
-    assert scene.count() == 3
-    assert (scene.mood, scene.texture) == ("warm", "plain")
+def test_a_sixth_of_all_combinations_is_held_out_and_no_two_attributes_give_the_third_away() -> None:
+    combinations = [(kind, colour, place) for kind in KINDS for colour in COLOURS for place in range(9)]
+    held = [combination for combination in combinations if held_out(*combination)]
+    assert len(held) * 6 == len(combinations)
+    assert set(Counter((kind, place) for kind, _, place in held).values()) == {1}
+    assert set(Counter((colour, place) for _, colour, place in held).values()) == {1, 2}
+    assert set(Counter((kind, colour) for kind, colour, _ in held).values()) == {1, 2}
+    assert len({kind for kind, _, _ in held}) == len(KINDS)
 
 
 def test_a_caption_states_every_object_with_its_place() -> None:
     things = (
-        Thing(shape="circle", colour="red", cell=0, centre=(16, 16), radius=LARGE_RADIUS),
-        Thing(shape=SIGN, colour="blue", cell=5, centre=(80, 48), radius=11, digit=0),
+        Thing(kind="tile", colour="blue", cell=17, detail="seven"),
+        Thing(kind="circle", colour="red", cell=0, detail="dot", ink="pink", large=True),
+        Thing(kind="face", colour="green", cell=22, detail="sad"),
+    )
+    text = caption(Scene(things=sorted_things(iter(things)), ground=GROUND))
+    assert text == (
+        "a dark dotted picture with light from the top . top left : large red circle pink dot ."
+        " right : blue tile seven , green face sad ."
     )
 
-    text = caption(Scene(things=things, mood="dark", texture="dotted"))
 
-    assert text == "a dark dotted picture . top left : large red circle . right : blue sign with digit zero ."
+def test_objects_are_found_by_what_they_are() -> None:
+    red = Thing(kind="circle", colour="red", cell=0, detail="dot", ink="white")
+    blue = Thing(kind="circle", colour="blue", cell=1, detail="dot", ink="white")
+    cross = Thing(kind="cross", colour="red", cell=2, detail="dot", ink="white")
+    scene = Scene(things=(red, blue, cross), ground=GROUND)
+    assert (scene.count(colour="red"), scene.count(kind="circle"), scene.count(colour="red", kind="circle")) == (
+        2,
+        2,
+        1,
+    )
+    assert (scene.only(kind="cross"), scene.only(colour="red"), scene.only(kind="square")) == (cross, None, None)
+    assert scene.largest is None

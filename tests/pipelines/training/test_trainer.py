@@ -118,7 +118,7 @@ def alone(ground: Path, mixed: Path) -> list[float]:
     return _curve_of_fifty(ground, mixed, zero=1, workers=1)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak), 3])
 def test_two_processes_take_the_same_fifty_steps_as_one(
     ground: Path, mixed: Path, alone: list[float], zero: int
 ) -> None:

@@ -8,8 +8,7 @@ import torch
 
 from pipelines.training.agreement import from_rank_zero
 from pipelines.training.engine import quiet_start
-from pipelines.training.exports import is_complete
-from pipelines.training.plans import LoopSettings, StagePlan
+from pipelines.training.plans import LoopSettings
 from pipelines.training.recipe import states_folder
 from pipelines.training.stage import StageRun
 from pipelines.training.states import Found, forget_unfinished, latest
@@ -24,7 +23,7 @@ def train_loop(settings: LoopSettings) -> None:
     deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo")
     found = from_rank_zero(partial(_found_state, settings))
     for plan in settings.plans:
-        if from_rank_zero(partial(_is_exported, plan)):
+        if from_rank_zero(plan.finished):
             continue
         resuming = found.card is not None and found.card.stage == plan.name
         StageRun(settings, plan).run(found if resuming else Found())
@@ -38,8 +37,3 @@ def _found_state(settings: LoopSettings) -> Found:
     for uri, why in found.refused.items():
         settings.board.post.remote({"kind": "refused", "name": uri, "why": why})
     return found
-
-
-def _is_exported(plan: StagePlan) -> bool:
-    """Whether a stage was finished before a restart."""
-    return all(is_complete(uri) for uri in plan.exports)

@@ -37,6 +37,10 @@ class StagePlan:
     exports: tuple[str, ...]
     corpus_digest: str
 
+    def finished(self) -> bool:
+        """Whether every export is there."""
+        return all(is_complete(uri) for uri in self.exports)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
@@ -65,7 +69,6 @@ def stage_plans(recipe: TrainRecipe, corpus_digest: str, base: str) -> tuple[Sta
             samples=recipe.stage(stage).steps * recipe.global_batch,
         )
         uris = tuple(export_uris(recipe, stage).values())
-        if not all(is_complete(uri) for uri in uris):
-            plans.append(StagePlan(name=stage, base=base, feed=feed, exports=uris, corpus_digest=corpus_digest))
+        plans.append(StagePlan(name=stage, base=base, feed=feed, exports=uris, corpus_digest=corpus_digest))
         base = uris[-1]
-    return tuple(plans)
+    return tuple(plan for plan in plans if not plan.finished())

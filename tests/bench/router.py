@@ -6,7 +6,6 @@ the same rendered items; drawn are the branches' mean weights by dimension, as t
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from pipelines.training.exports import read_card
 from pipelines.training.recipe import RouterSchedule, TrainRecipe
 from pipelines.training.trainer import train
 from qmop.compressors.mixture import BRANCHES
+from tests.pipelines.training.killing import notes
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
@@ -84,13 +84,12 @@ def course(folder: str, name: str, schedule: RouterSchedule, progress: Progress)
         assert record.branch_weights is not None
         by[record.dimension][record.label].append(record.branch_weights)
     last = [record.score for record in records if record.label == list(steps)[-1]]
-    lines = Path(recipe.output, "metrics.jsonl").read_text().splitlines()
-    notes = [note for note in map(json.loads, lines) if note["kind"] == "step" and "branch_weights" in note][-20:]
-    load = np.mean([note["branch_weights"] for note in notes], axis=0)
+    late = [note for note in notes(recipe.output, "step") if "branch_weights" in note][-20:]
+    load = np.mean([note["branch_weights"] for note in late], axis=0)
     return Course(
         steps=[read_card(uri).step for uri in exports],
         weights={d: np.array([np.mean(labels[label], axis=0) for label in steps]) for d, labels in by.items()},
-        entropy=float(np.mean([note["router_entropy"] for note in notes])),
+        entropy=float(np.mean([note["router_entropy"] for note in late])),
         load_entropy=float(-(load * np.log(load.clip(1e-9))).sum()),
         accuracy=100 * float(np.mean(last)),
     )

@@ -19,10 +19,9 @@ from qmop.vtcbench.natural.tables import (
     Row,
     files_of,
     from_base64,
-    from_struct,
     is_tsv,
-    parquet_rows,
     samples_of,
+    shown_rows,
     tsv_rows,
 )
 
@@ -64,13 +63,9 @@ def _rows(path: Path) -> Iterator[Found]:
     elif path.is_dir() and not any(path.rglob("*.parquet")):
         yield from _folder_rows(path)
     else:
-        for file in files_of(path, ".parquet"):
-            for row in parquet_rows(file, ("question_id", "image", *_ASKED)):
-                yield (
-                    _name(row["category"], row["question_id"]),
-                    row,
-                    partial(from_struct, row["image"], file.parent),
-                )
+        yield from shown_rows(
+            path, lambda row: _name(row["category"], row["question_id"]), ("question_id", "image", *_ASKED)
+        )
 
 
 def _folder_rows(root: Path) -> Iterator[Found]:

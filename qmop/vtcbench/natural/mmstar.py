@@ -23,12 +23,10 @@ from qmop.vtcbench.natural.tables import (
     Found,
     Load,
     Row,
-    files_of,
     from_base64,
-    from_struct,
     is_tsv,
-    parquet_rows,
     samples_of,
+    shown_rows,
     tsv_rows,
 )
 
@@ -70,9 +68,7 @@ def _rows(path: Path) -> Iterator[Found]:
         for row in tsv_rows(path, _NEEDED):
             yield str(row["index"]), row, partial(from_base64, row["image"])
     else:
-        for file in files_of(path, ".parquet"):
-            for row in parquet_rows(file, ("index", "image", *_NEEDED)):
-                yield str(row["index"]), row, partial(from_struct, row["image"], file.parent)
+        yield from shown_rows(path, lambda row: str(row["index"]), ("index", "image", *_NEEDED))
 
 
 def _sample(name: str, row: Row, load: Load) -> Sample:

@@ -17,13 +17,11 @@ from qmop.vtcbench.natural.tables import (
     Found,
     Load,
     Row,
-    files_of,
     from_base64,
     from_file,
-    from_struct,
     is_tsv,
-    parquet_rows,
     samples_of,
+    shown_rows,
     tsv_rows,
 )
 
@@ -71,13 +69,8 @@ def _rows(path: Path, images: str | None) -> Iterator[Found]:
         for row in rows:
             yield str(row["question_id"]), row, partial(from_file, folder / str(row["data_id"]))
     else:
-        for file in files_of(path, ".parquet"):
-            for row in parquet_rows(file, ("image", *_NEEDED), ("data_type", "question_type_id")):
-                yield (
-                    str(row["question_id"]),
-                    row,
-                    partial(from_struct, row["image"], file.parent),
-                )
+        wanted = ("data_type", "question_type_id")
+        yield from shown_rows(path, lambda row: str(row["question_id"]), ("image", *_NEEDED), wanted)
 
 
 def _sample(name: str, row: Row, load: Load) -> Sample:

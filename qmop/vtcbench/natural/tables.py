@@ -15,6 +15,7 @@ import sys
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,26 @@ def parquet_rows(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) 
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{file} is damaged ({error}): fetch it again") from error
+
+
+def shown_rows(
+    path: Path, named: Callable[[Row], str], needed: Sequence[str], wanted: Sequence[str] = ()
+) -> Iterator[Found]:
+    """Rows of all parquet files of a copy that hold their picture in the column `image`.
+
+    Args:
+        path: the file, or a folder above several.
+        named: gives a row's id.
+        needed: columns, as for `parquet_rows`.
+        wanted: as there.
+
+    Raises:
+        FileNotFoundError: if there is no parquet file.
+        ValueError: if a needed column is missing or a file is damaged.
+    """
+    for file in files_of(path, ".parquet"):
+        for row in parquet_rows(file, needed, wanted):
+            yield named(row), row, partial(from_struct, row["image"], file.parent)
 
 
 def tsv_rows(file: Path, needed: Sequence[str]) -> Iterator[Row]:

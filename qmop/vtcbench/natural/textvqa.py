@@ -18,13 +18,11 @@ from qmop.vtcbench.natural.tables import (
     Load,
     Row,
     as_list,
-    files_of,
     from_base64,
     from_file,
-    from_struct,
     is_tsv,
-    parquet_rows,
     samples_of,
+    shown_rows,
     tsv_rows,
 )
 
@@ -58,13 +56,8 @@ def _rows(path: Path, images: str | None) -> Iterator[Found]:
         for row in rows:
             yield str(row["question_id"]), row, partial(from_file, folder / f"{row['image_id']}.jpg")
     else:
-        for file in files_of(path, ".parquet"):
-            for row in parquet_rows(file, ("question_id", "image", "question", "answers")):
-                yield (
-                    str(row["question_id"]),
-                    row,
-                    partial(from_struct, row["image"], file.parent),
-                )
+        needed = ("question_id", "image", "question", "answers")
+        yield from shown_rows(path, lambda row: str(row["question_id"]), needed)
 
 
 def _sample(name: str, row: Row, load: Load) -> Sample:

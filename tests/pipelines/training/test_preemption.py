@@ -97,8 +97,8 @@ class Losses:
         self.a_node_that_trains().lose()
 
 
-@pytest.mark.pipeline
-@pytest.mark.timeout(400)
+@pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_machines_that_go_with_and_without_notice_change_nothing(cluster: Nodes, ground: Path) -> None:
     """Two machines of four are left.
 

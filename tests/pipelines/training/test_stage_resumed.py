@@ -48,19 +48,6 @@ def _require_same(run: Path | str, undisturbed: dict[int, tuple[float, ...]], to
         assert values == pytest.approx(undisturbed[step], rel=1e-4), step
 
 
-def test_a_killed_worker_costs_one_interval_and_changes_nothing(
-    ground: Path, undisturbed: dict[int, tuple[float, ...]]
-) -> None:
-    run = ground / "killed"
-    with killed(visible(run, "tune-00000004")) as victims:
-        train(tuning(ground, "killed"), Progress(stream=io.StringIO()))
-    assert len(victims) == 1
-    assert [note["name"] for note in notes(run, "resumed")] in (["tune-00000004"], ["tune-00000006"])
-    _require_same(run, undisturbed)
-    proof = audit(str(run / "ledger" / "tune"))
-    assert (proof.steps, proof.samples, proof.attempts) == (STEPS, 12 * STEPS, 2)
-
-
 def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
     ground: Path, undisturbed: dict[int, tuple[float, ...]]
 ) -> None:
@@ -78,16 +65,20 @@ def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
     assert audit(str(run / "ledger" / "tune")).worlds in ((2, 3), (3,))
 
 
-def test_a_run_in_s3_survives_as_well(ground: Path, undisturbed: dict[int, tuple[float, ...]], s3_server: str) -> None:
-    """All that a run keeps lies in a bucket: states, ledger, exports, notes, and what Ray Train keeps."""
+def test_a_killed_worker_costs_one_interval_and_changes_nothing(
+    ground: Path, undisturbed: dict[int, tuple[float, ...]], s3_server: str
+) -> None:
+    """In S3: all that a run keeps lies in a bucket: states, ledger, exports, notes, and what Ray Train keeps."""
     assert s3_server
     run = f"s3://{BUCKET}/run"
     with killed(visible(run, "tune-00000004")) as victims:
         train(tuning(ground, "nothing", output=run), Progress(stream=io.StringIO()))
     assert len(victims) == 1
     assert not (ground / "nothing").exists()
+    assert [note["name"] for note in notes(run, "resumed")] in (["tune-00000004"], ["tune-00000006"])
     _require_same(run, undisturbed)
-    assert audit(f"{run}/ledger/tune").steps == STEPS
+    proof = audit(f"{run}/ledger/tune")
+    assert (proof.steps, proof.samples, proof.attempts) == (STEPS, 12 * STEPS, 2)
     with local_copy(f"{run}/checkpoints/qmop-16-tune-{STEPS:06d}") as folder:
         assert qmop.load(folder)[1].visual_tokens == 16
 

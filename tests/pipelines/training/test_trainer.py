@@ -25,6 +25,7 @@ from pipelines.training.lora import LoraRecipe
 from pipelines.training.recipe import StageRecipe, TrainRecipe
 from pipelines.training.trainer import train
 from tests.pipelines.training.grounds import ground_in
+from tests.pipelines.training.killing import notes
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
 
@@ -59,8 +60,7 @@ def test_qmop_trains_in_two_stages_and_a_second_run_has_nothing_to_do(ground: Pa
     assert qmop.load(result.exports[0])[1].visual_tokens == 48
     assert qmop.load(result.exports[2])[1].visual_tokens == 16
     assert read_card(result.exports[2]).recipe_digest == asked.digest
-    notes = [json.loads(line) for line in (ground / "run" / "metrics.jsonl").read_text().splitlines()]
-    steps = [note for note in notes if note["kind"] == "step"]
+    steps = notes(ground / "run", "step")
     assert [note["step"] for note in steps] == [1, 2, 1, 2, 3, 4]
     assert (ground / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list((ground / "run" / "tensorboard").rglob("events.out.tfevents.*"))
@@ -108,8 +108,7 @@ def _curve_of_fifty(ground: Path, mixed: Path, zero: int, workers: int) -> list[
     output = ground / f"fifty-{zero}-{workers}"
     sizes = {"micro_batch": 3, "global_batch": 6, "zero": zero, "workers": workers, "align": StageRecipe(steps=0)}
     train(recipe(ground, corpus=str(mixed), output=str(output), tune=tune, **sizes), Progress())
-    notes = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [note["loss"] for note in notes if note["kind"] == "step"]
+    return [note["loss"] for note in notes(output, "step")]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +117,7 @@ def alone(ground: Path, mixed: Path) -> list[float]:
     return _curve_of_fifty(ground, mixed, zero=1, workers=1)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
+@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak), 3])
 def test_two_processes_take_the_same_fifty_steps_as_one(
     ground: Path, mixed: Path, alone: list[float], zero: int
 ) -> None:
@@ -152,8 +151,7 @@ def test_mixed_batches_step_under_zero_3_with_two_ranks(
         **special,
     )
     result = train(asked, Progress())
-    notes = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [note["loss"] for note in notes if note["kind"] == "step"]
+    losses = [note["loss"] for note in notes(tmp_path / "run", "step")]
     assert len(losses) == 12
     assert all(0 < loss < 20 for loss in losses)
     uri = result.exports[-1]
@@ -184,9 +182,8 @@ def test_samples_without_a_finite_loss_are_skipped_or_end_the_run_by_recipe(
     shared = {"base": str(base), "align": StageRecipe(steps=0), "tune": tune, "micro_batch": 1, "global_batch": 4}
     said = io.StringIO()
     result = train(recipe(ground, on_nan="skip", output=str(tmp_path / "run"), **shared), Progress(stream=said))
-    notes = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert all(math.isfinite(note["loss"]) for note in notes if note["kind"] == "step")
-    skipped = {key for note in notes if note["kind"] == "skipped" for key in note["keys"]}
+    assert all(math.isfinite(note["loss"]) for note in notes(tmp_path / "run", "step"))
+    skipped = {key for note in notes(tmp_path / "run", "skipped") for key in note["keys"]}
     asking = {sample["__key__"] for sample in _samples(ground / "corpus") if word in str(sample["json"])}
     assert skipped
     assert skipped <= asking

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from cluster.storage import absolute, exists, is_s3, join, list_files, read_bytes, sha256_of
-from pipelines.evaluation.views import View, view_of
 from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import TINY, base_path
+from qmop.views import View, view_of
 
 _UNCOMPRESSED, _CONFIG = "mlp", "config.json"
 _SHAPING = (".json", ".safetensors", ".jinja", ".txt", ".model")

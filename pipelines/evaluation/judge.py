@@ -14,9 +14,9 @@ from pipelines.evaluation.recipe import TowerRecipe
 from pipelines.evaluation.shared_tower import SharedTower
 from pipelines.evaluation.tower_cache import TowerCache
 from pipelines.evaluation.units import Unit, commit, finished, was_by
-from pipelines.evaluation.views import View, view_of
 from pipelines.training.exports import CARD, local_copy, read_card
 from qmop.loading import load
+from qmop.views import View, view_of
 from qmop.vtcbench.records import Record, judge
 from qmop.vtcbench.rendered import RenderedItem
 from qmop.vtcbench.suite import decode_shard

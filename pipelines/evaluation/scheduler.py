@@ -16,7 +16,7 @@ from cluster.progress import Progress
 from pipelines.evaluation.judge import Done, Judge
 from pipelines.evaluation.recipe import EvaluateRecipe
 from pipelines.evaluation.units import Unit
-from pipelines.evaluation.views import View
+from qmop.views import View
 from qmop.vtcbench.suite import SuiteManifest
 
 _WAIT_S, _ATTEMPTS, _MINUTE, _HOUR = 1.0, 3, 60, 3600

@@ -18,8 +18,8 @@ from transformers.utils import ModelOutput
 
 from pipelines.corpus.images import decode_image
 from pipelines.evaluation.tower_cache import TowerCache
-from pipelines.evaluation.views import View, as_features, look, together
 from qmop.feature_cache import FeatureCache, image_digests
+from qmop.views import View, as_features, look, together
 from qmop.vtcbench.rendered import RenderedItem
 
 _FLUSH_BYTES = 128 * 1024 * 1024

@@ -11,7 +11,7 @@ from pipelines.evaluation.lease import Claims
 from pipelines.evaluation.recipe import EvaluateRecipe
 from pipelines.evaluation.scheduler import Task
 from pipelines.evaluation.units import Generation, Unit, finished_ids, plan_units
-from pipelines.evaluation.views import View
+from qmop.views import View
 from qmop.vtcbench.suite import SuiteManifest
 
 

@@ -12,6 +12,7 @@ from cluster.storage import absolute, join
 from pipelines.training.lora import LoraRecipe
 from pipelines.training.parts import Parts, named_parts
 from pipelines.training.validation_recipe import ValidationRecipe
+from qmop.annealing import RouterSchedule
 
 StageName = Literal["align", "tune"]
 _PLACES = ("corpus", "output", "ray")
@@ -57,28 +58,6 @@ class StageRecipe:
     def export_steps(self) -> tuple[int, ...]:
         """After which steps a checkpoint is exported."""
         return tuple(sorted({-(-self.steps * part // self.exports) for part in range(1, self.exports + 1)}))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RouterSchedule:
-    """How router temperature and Gumbel noise fall over the tuning stage (open in the paper; linear here).
-
-    Attributes:
-        temperature_start: at the first step.
-        temperature_end: from `share` of the steps on, and at inference.
-        noise_start: scale of the Gumbel noise at the first step; it ends at 0.
-        share: share of the steps over which both fall.
-    """
-
-    temperature_start: float = 2.0
-    temperature_end: float = 0.5
-    noise_start: float = 1.0
-    share: float = 0.8
-
-    def __post_init__(self) -> None:
-        for name in ("temperature_start", "temperature_end", "share"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"router.{name} is {getattr(self, name)}, but it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,9 +25,10 @@ from pipelines.training.plans import LoopSettings, StagePlan
 from pipelines.training.preemption import Notice
 from pipelines.training.recipe import compressor_options, ledger_folder
 from pipelines.training.saving import Saving
-from pipelines.training.schedules import rate_factor, router_state
+from pipelines.training.schedules import rate_factor
 from pipelines.training.state_files import load_state
 from pipelines.training.states import Found
+from qmop.annealing import router_state
 from qmop.compressors.elastic import draw_budget
 from qmop.loading import derive
 from qmop.modeling_qmop import QMoPForConditionalGeneration

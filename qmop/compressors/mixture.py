@@ -36,7 +36,7 @@ class Mixture(Compressor):
         text_width: E, the width of the question's feature.
         stage: 1 aligns (router off, concatenation), 2 fuses.
         select: which branches count at inference: the `top_k` strongest (the paper's introduction), those above a
-            `threshold` (its Sec. 3.4), or `all`.
+            `threshold` (its Sec. 3.4), or `all`; `equal` leaves the router out, in training too: plain fusion.
         top_k: how many branches count with `select="top_k"`.
         threshold: the least weight of a branch that counts with `select="threshold"`.
         execution: at inference, `sparse` runs a branch on the images that chose it and waits for the device once
@@ -143,13 +143,18 @@ class Mixture(Compressor):
                 f"query is missing, but {self.declaration.name} weights its branches by the question: "
                 "pass query= to the processor"
             )
-        text = query.text_BE if self.text_feature == "projected" else query.need("eos_BC")
-        weights_BS = self.router(features.need("summary_BC"), text)
-        if self.training or self.select == "all":
+        weights_BS = self._weights(features, query)
+        if self.training or self.select in ("all", "equal"):
             return self._dense(features, query, weights_BS, count)
         chosen_BS = select_branches(weights_BS, self.select, self.top_k, self.threshold)
         run = self._dense if self.execution == "dense" else self._sparse
         return run(features, query, chosen_BS, count)
+
+    def _weights(self, features: VisualFeatures, query: Query) -> Tensor:
+        summary_BC = features.need("summary_BC")
+        if self.select == "equal":
+            return summary_BC.new_full((len(summary_BC), len(BRANCHES)), 1 / len(BRANCHES))
+        return self.router(summary_BC, query.text_BE if self.text_feature == "projected" else query.need("eos_BC"))
 
     def budget(self, tokens: int | None) -> int:
         """The number of tokens of this call."""

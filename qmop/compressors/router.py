@@ -11,9 +11,9 @@ from transformers.activations import ACT2FN
 
 from qmop.compressors.base import one_of
 
-Select = Literal["top_k", "threshold", "all"]
+Select = Literal["top_k", "threshold", "all", "equal"]
 Activation = Literal["gelu", "relu", "silu", "tanh"]
-RouterInputs = Literal["both", "image", "text"]
+RouterInputs = Literal["both", "image", "text", "none"]
 
 
 class Router(nn.Module):
@@ -27,7 +27,8 @@ class Router(nn.Module):
         branches: S.
         hidden: d, the hidden width (open in the paper).
         activation: between the two layers (the paper says only that it is not linear).
-        inputs: what the router reads; `image` and `text` alone are ablations that the paper lacks.
+        inputs: what the router reads; `image` or `text` alone, or `none` (the same learned weights for all), are
+            ablations that the paper lacks.
         normalise: bring both inputs to unit length first (open in the paper), so that neither drowns the other.
         temperature: the final temperature, used at inference.
     """
@@ -67,7 +68,8 @@ class Router(nn.Module):
         if self.normalise:
             summary_BC, text_BE = F.normalize(summary_BC, dim=-1), F.normalize(text_BE, dim=-1)
         if self.inputs != "both":  # a part that is zero for every image says nothing
-            summary_BC, text_BE = (summary_BC, 0 * text_BE) if self.inputs == "image" else (0 * summary_BC, text_BE)
+            summary_BC = summary_BC if self.inputs == "image" else 0 * summary_BC
+            text_BE = text_BE if self.inputs == "text" else 0 * text_BE
         logits = self.leave(self.activation(self.enter(torch.cat([summary_BC, text_BE.to(summary_BC.dtype)], dim=-1))))
         if self.training and self.noise > 0:
             uniform = torch.rand(logits.shape, generator=self.generator).clamp(1e-9, 1 - 1e-9)
@@ -81,7 +83,7 @@ def select_branches(weights_BS: Tensor, how: Select, top_k: int, threshold: floa
     The paper's introduction keeps the top two, its Sec. 3.4 those above a threshold; both are here. With a
     threshold the strongest branch always stays.
     """
-    if how == "all":
+    if how in ("all", "equal"):
         return weights_BS
     order = weights_BS.sort(dim=1, descending=True, stable=True).indices
     rank = order.argsort(dim=1)

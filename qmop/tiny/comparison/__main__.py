@@ -1,0 +1,104 @@
+"""Compare methods on the embedded base: `python -m qmop.tiny.comparison`.
+
+Runs whatever is not finished yet, each run by itself, so it can be stopped at any time and goes on where it stood. Then
+it prints the tables of what is there. Rows that are no reference, branch or method of the primary comparison are named
+by `--rows`; `--list` shows all, with what is finished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import platform
+import sys
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import torch
+import transformers
+
+from qmop.tiny.comparison.rows import ABLATIONS, BUDGETS, OTHER_METHODS, PRIMARY_ROWS, Settings, Unit, plan
+from qmop.tiny.comparison.runs import base_digest, finished, run_all, unfinished
+from qmop.tiny.comparison.table import gather, page
+
+GROUPS = {"primary": PRIMARY_ROWS, "methods": OTHER_METHODS, "ablations": ABLATIONS}
+
+_log = logging.getLogger("qmop.comparison")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m qmop.tiny.comparison", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs/comparison"), help="folder of records and features")
+    parser.add_argument("--rows", nargs="+", default=["primary"], help=f"names, or {', '.join(GROUPS)}")
+    parser.add_argument("--budgets", nargs="+", type=int, default=list(BUDGETS), help="visual tokens of 144")
+    parser.add_argument("--seeds", type=int, help="at most so many runs of each row")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, of one thread each")
+    parser.add_argument("--list", action="store_true", help="show the runs and which are finished, run nothing")
+    parser.add_argument("--report", action="store_true", help="print the tables of what is finished, run nothing")
+    shared = parser.add_argument_group("what all rows share")
+    for field in fields(Settings):
+        kind = {"str": str, "int": int, "float": float}[str(field.type)]
+        shared.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+    return parser
+
+
+def main() -> None:
+    """Run, then print the tables."""
+    parser = _parser()
+    wanted = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    settings = Settings(**{field.name: getattr(wanted, field.name) for field in fields(Settings)})
+    names = [name for asked in wanted.rows for name in _named(asked)]
+    try:
+        units = plan(names, wanted.budgets, wanted.seeds)
+    except ValueError as error:
+        parser.error(str(error))
+    if wanted.list:
+        _tell(wanted.output, settings, units)
+        return
+    if not wanted.report:
+        _run(wanted.output, settings, units, wanted.workers)
+    sys.stdout.write(report(wanted.output, settings, units) + "\n")
+
+
+def _named(asked: str) -> list[str]:
+    return [row.name for row in GROUPS[asked]] if asked in GROUPS else [asked]
+
+
+def _tell(folder: Path, settings: Settings, units: list[Unit]) -> None:
+    left = {unit.label for unit in unfinished(folder, settings, units, base_digest(settings))}
+    for unit in units:
+        sys.stdout.write(f"{'        ' if unit.label in left else 'finished'} {unit.label}\n")
+
+
+def _run(folder: Path, settings: Settings, units: list[Unit], workers: int) -> None:
+    left = len(unfinished(folder, settings, units, base_digest(settings)))
+    _log.info("%d runs, %d of them finished", len(units), len(units) - left)
+    started = time.monotonic()
+    for done, unit in enumerate(run_all(folder, settings, units, workers, _log.info), 1):
+        minutes = (time.monotonic() - started) / 60
+        _log.info(
+            "%s is finished; %d of %d, about %.0f min left", unit.label, done, left, minutes / done * (left - done)
+        )
+
+
+def report(folder: Path, settings: Settings, units: list[Unit]) -> str:
+    """The page's tables of what is finished, with where they come from."""
+    digest = base_digest(settings)
+    found = finished(folder, settings, units, digest)
+    results = gather(found)
+    facts = {
+        **asdict(replace(settings, base=digest[:12])),
+        "suite": results.suite_digest[:12],
+        "records": results.digest[:12],
+        "finished": f"{len(found)} of {len(units)} runs",
+        "machine": f"{platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+    return f"{page(results)}\n\n{json.dumps(facts)}"
+
+
+if __name__ == "__main__":
+    main()

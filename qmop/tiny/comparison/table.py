@@ -1,0 +1,176 @@
+"""Records of a comparison to its page: accuracies with intervals, registered tests, what is exploratory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmop.tiny.comparison.rows import FULL, ORACLE, ORACLE_OF, PRIMARY, REGISTERED, ROWS, Unit
+from qmop.vtcbench.items import DIMENSIONS
+from qmop.vtcbench.methods import Difference, holm, method_accuracy, method_difference
+from qmop.vtcbench.records import Record
+from qmop.vtcbench.statistics import ALPHA, Estimate
+
+LEVELS = ("core", "hard", "held_out")
+Cell = tuple[str, int]
+"""A row's name and a budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """All records, as matrices.
+
+    Attributes:
+        right: `(runs, items)` for each row and budget.
+        weights: mean branch weights by dimension, for rows with a router.
+        dimension: of each item.
+        level: of each item.
+        digest: SHA-256 over key and score of every record, in order.
+        suite_digest: of the suite that judged.
+        seconds: CPU seconds of a run, mean, for each row and budget.
+    """
+
+    right: dict[Cell, NDArray[np.float64]]
+    weights: dict[Cell, dict[str, NDArray[np.float64]]]
+    dimension: NDArray[np.str_]
+    level: NDArray[np.str_]
+    digest: str
+    suite_digest: str
+    seconds: dict[Cell, float]
+
+
+def gather(found: Sequence[tuple[Unit, list[Record]]]) -> Results:
+    """Matrices of what is finished.
+
+    Raises:
+        ValueError: if nothing is, or runs answered different items.
+    """
+    if not found:
+        raise ValueError("no run is finished yet: there is nothing to tabulate")
+    first = found[0][1]
+    keys = [record.key for record in first]
+    scores: dict[Cell, list[list[float]]] = defaultdict(list)
+    seconds: dict[Cell, list[float]] = defaultdict(list)
+    weights: dict[Cell, dict[str, NDArray[np.float64]]] = {}
+    digest = hashlib.sha256()
+    for unit, records in sorted(found, key=lambda pair: pair[0].label):
+        if [record.key for record in records] != keys:
+            raise ValueError(f"{unit.label} answered other items than {found[0][0].label}: run both anew")
+        cell = (unit.row.name, unit.tokens)
+        scores[cell].append([record.score for record in records])
+        seconds[cell].append(sum(record.seconds for record in records))
+        if any(record.branch_weights for record in records):
+            weights.setdefault(cell, _weights(records))
+        digest.update(unit.label.encode() + b"".join(f"{r.key}={r.score:g}\n".encode() for r in records))
+    right = {cell: np.array(rows) for cell, rows in scores.items()}
+    return Results(
+        right=right | _oracle(right),
+        weights=weights,
+        dimension=np.array([record.dimension for record in first]),
+        level=np.array([record.level for record in first]),
+        digest=digest.hexdigest(),
+        suite_digest=first[0].suite_digest,
+        seconds={cell: float(np.mean(values)) for cell, values in seconds.items()},
+    )
+
+
+def _weights(records: Sequence[Record]) -> dict[str, NDArray[np.float64]]:
+    by: dict[str, list[tuple[float, ...]]] = defaultdict(list)
+    for record in records:
+        if record.branch_weights is not None:
+            by[record.dimension].append(record.branch_weights)
+    return {name: np.mean(by[name], axis=0) for name in DIMENSIONS if name in by}
+
+
+def _oracle(right: dict[Cell, NDArray[np.float64]]) -> dict[Cell, NDArray[np.float64]]:
+    """The best branch of every item, seed by seed, wherever all branches ran."""
+    found = {}
+    for budget in {budget for _, budget in right}:
+        branches = [right[name, budget] for name in ORACLE_OF if (name, budget) in right]
+        if len(branches) == len(ORACLE_OF):
+            runs = min(map(len, branches))
+            found[ORACLE, budget] = np.max([branch[:runs] for branch in branches], axis=0)
+    return found
+
+
+def page(results: Results) -> str:
+    """The tables in Markdown."""
+    budgets = sorted({budget for _, budget in results.right}, key=lambda budget: (budget != PRIMARY, -budget))
+    tables = [
+        f"### {budget} of {FULL} tokens\n\n{_accuracies(results, budget)}" for budget in budgets if budget != FULL
+    ]
+    parts = [_registered(results), *tables]
+    if results.weights:
+        parts.append(f"### Router\n\n{_router(results)}")
+    return "\n\n".join(part for part in parts if part)
+
+
+def differences(results: Results) -> list[tuple[str, str, Difference, float]]:
+    """The registered comparisons that can be made, with corrected p-values."""
+    ready = [pair for pair in REGISTERED if all((name, PRIMARY) in results.right for name in pair)]
+    found = [method_difference(results.right[other, PRIMARY], results.right[mine, PRIMARY]) for mine, other in ready]
+    corrected = holm([difference.p_value for difference in found])
+    return [(*pair, difference, p) for pair, difference, p in zip(ready, found, corrected, strict=True)]
+
+
+def _registered(results: Results) -> str:
+    lines = ["| registered comparison | runs | difference in points | p, Holm | |", "|---|---|---|---|---|"]
+    for mine, other, difference, p in differences(results):
+        verdict = "within noise" if p > ALPHA else "better" if difference.estimate.value > 0 else "worse"
+        runs = " and ".join(map(str, difference.runs))
+        lines.append(f"| {mine} against {other} | {runs} | {_signed(difference.estimate)} | {p:.4f} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _accuracies(results: Results, budget: int) -> str:
+    """One line for each row that ran at a budget, references of other budgets above."""
+    cells = [cell for cell in results.right if cell[1] in (budget, FULL) or len(ROWS[cell[0]].budgets) == 1]
+    order = [*ROWS, ORACLE]
+    cells.sort(key=lambda cell: order.index(cell[0]))
+    whole = results.right.get(("uncompressed", FULL))
+    head = ["row", "runs", "micro", *DIMENSIONS, *LEVELS, "loss", "CPU min"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for cell in cells:
+        scores = results.right[cell]
+        dimensions = [_percent(scores[:, results.dimension == name]) for name in DIMENSIONS]
+        levels = [_percent(scores[:, results.level == name]) for name in LEVELS]
+        minutes = f"{results.seconds[cell] / 60:.1f}" if cell in results.seconds else ""
+        lost = _loss(whole, scores)
+        told = [cell[0], str(len(scores)), _interval(method_accuracy(scores)), *dimensions, *levels, lost, minutes]
+        lines.append("| " + " | ".join(told) + " |")
+    return "\n".join(lines)
+
+
+def _loss(whole: NDArray[np.float64] | None, scores: NDArray[np.float64]) -> str:
+    """Share of the items that uncompressed runs have right and the others have not; run i against run i."""
+    if whole is None:
+        return ""
+    shares = [
+        float((1 - scores[run])[whole[(run + (scores is whole)) % len(whole)] > 0].mean()) for run in range(len(scores))
+    ]
+    return f"{100 * np.mean(shares):.1f}"
+
+
+def _router(results: Results) -> str:
+    lines = ["| row | " + " | ".join(DIMENSIONS) + " |", "|" + "---|" * (1 + len(DIMENSIONS))]
+    for (name, budget), by in results.weights.items():
+        shares = ["/".join(f"{100 * weight:.0f}" for weight in by[dimension]) for dimension in by]
+        lines.append(f"| {name} @{budget} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
+
+
+def _percent(scores: NDArray[np.float64]) -> str:
+    return f"{100 * scores.mean():.1f}" if scores.size else ""
+
+
+def _interval(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f}-{100 * estimate.high:.1f})"
+
+
+def _signed(estimate: Estimate) -> str:
+    return f"{100 * estimate.value:+.1f} ({100 * estimate.low:+.1f} to {100 * estimate.high:+.1f})"

@@ -1,7 +1,9 @@
 """Claims about methods, not checkpoints: several runs of each, resampled over seeds and items together.
 
 Two checkpoints of one method that differ in their seed alone differ too, so a test of two checkpoints says nothing
-about their methods. Here both what was trained and what was asked is drawn anew in every resample.
+about their methods. Here both what was trained and what was asked is drawn anew in every resample. Few runs tell little
+about their own spread: at a level of 5 %, seven of a hundred comparisons of equals are found different with six runs of
+each, and eight with three.
 """
 
 from __future__ import annotations
@@ -85,20 +87,30 @@ def _runs(scores: ArrayLike) -> NDArray[np.float64]:
 def _resampled(methods: Sequence[NDArray[np.float64]], seed: int, resamples: int) -> list[NDArray[np.float64]]:
     """Accuracies of every method in each resample, `(resamples,)` each.
 
-    Resampling few runs gives a spread that is too small by (runs - 1) / runs, so what a drawn set of runs is off the
-    mean of all is stretched by the root of that.
+    Drawing runs and items of a matrix at once counts the noise of a single answer three times. So items are drawn for
+    the mean over runs, and what the drawn runs are off that mean is added to it, shrunk to what runs truly differ by.
     """
-    means = resampled_means(np.concatenate(methods).T, seed, resamples)
+    items = resampled_means(np.stack([method.mean(axis=0) for method in methods], axis=1), seed, resamples)
     rng = np.random.default_rng((seed, 1))
-    found, first = [], 0
-    for method in methods:
-        own = means[:, first : first + len(method)]
-        first += len(method)
-        drawn = rng.integers(len(method), size=own.shape)
-        centre = own.mean(axis=1)
-        stretch = np.sqrt(len(method) / (len(method) - 1)) if len(method) > 1 else 0.0
-        found.append(centre + stretch * (np.take_along_axis(own, drawn, axis=1).mean(axis=1) - centre))
-    return found
+    return [items[:, place] + _between(method, rng, resamples) for place, method in enumerate(methods)]
+
+
+def _between(method: NDArray[np.float64], rng: np.random.Generator, resamples: int) -> NDArray[np.float64]:
+    """What drawing the runs anew adds to the mean, `(resamples,)`; nothing where there is one run.
+
+    Run means vary by what runs differ in and by the noise of single answers; the second, estimated from what neither
+    run nor item explains, is taken out. Resampling few runs gives a spread too small by (runs - 1) / runs: put back.
+    """
+    count, items = method.shape
+    if count == 1:
+        return np.zeros(resamples)
+    off = method.mean(axis=1) - method.mean()
+    spread = off @ off / (count - 1)
+    rest = method - method.mean(axis=0) - off[:, None]
+    noise = (rest * rest).sum() / ((count - 1) * max(1, items - 1)) / items
+    true = max(0.0, 1.0 - noise / spread) if spread > 0 else 0.0
+    drawn: NDArray[np.float64] = off[rng.integers(count, size=(resamples, count))].mean(axis=1)
+    return drawn * np.sqrt(true * count / (count - 1))
 
 
 def _interval(draws: NDArray[np.float64]) -> tuple[float, float]:

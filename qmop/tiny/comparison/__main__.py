@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 import transformers
 
+from qmop.tiny.comparison.material import base_digest
 from qmop.tiny.comparison.rows import ABLATIONS, BUDGETS, OTHER_METHODS, PRIMARY_ROWS, Settings, Unit, plan
-from qmop.tiny.comparison.runs import base_digest, finished, run_all, unfinished
+from qmop.tiny.comparison.runs import finished, run_all, unfinished
 from qmop.tiny.comparison.table import gather, page
 
 GROUPS = {"primary": PRIMARY_ROWS, "methods": OTHER_METHODS, "ablations": ABLATIONS}
@@ -51,6 +52,7 @@ def main() -> None:
     wanted = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     settings = Settings(**{field.name: getattr(wanted, field.name) for field in fields(Settings)})
+    transformers.utils.logging.disable_progress_bar()
     names = [name for asked in wanted.rows for name in _named(asked)]
     try:
         units = plan(names, wanted.budgets, wanted.seeds)

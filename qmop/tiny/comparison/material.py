@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -22,10 +22,10 @@ from qmop.tiny.configs import PATCH_SIZE
 from qmop.tiny.pretraining.world import World, make_world
 from qmop.tiny.pretraining.world_file import load_world, save_world
 from qmop.tiny.tokenizer import language_tokenizer
-from qmop.views import view_of
+from qmop.views import View, view_of
 from qmop.vtcbench.items import Item
 from qmop.vtcbench.rendered import RenderedItem
-from qmop.vtcbench.suite import SuiteManifest, read_shard, write_suite
+from qmop.vtcbench.suite import SuiteManifest, probe_digest, read_shard, write_suite
 
 _SHARD = 500
 
@@ -85,12 +85,13 @@ def make_material(
     model, _ = load(base_path(settings.base))
     training = _training(settings, work, say)
     manifest, drawn = _exam(settings, work, say)
-    sights = {name: Sights(work / "sights" / name) for name in ("train", "exam")}
+    base = base_digest(settings)[:12]
+    places = {"train": _world_path(settings, work).stem, "exam": _suite_path(settings, work).name}
+    sights = {name: Sights(work / f"sights-{place}-{base}") for name, place in places.items()}
     pixels = {"train": lambda: training.pixels, "exam": lambda: _pixels(drawn)}
-    for row, tokens in rows:
-        view, method = _reader(settings, row, tokens)
+    for method, views in _readers(settings, rows):
         for name, seen in sights.items():
-            seen.see(model, view, partial(method.picture, patch_size=PATCH_SIZE), pixels[name], say)
+            seen.see(model, views, partial(method.picture, patch_size=PATCH_SIZE), pixels[name], say)
     items = [rendered.item for rendered in drawn]
     train_pairs, exam_pairs = _train_pairs(training), _exam_pairs(items)
     questions = _questions(model, [*train_pairs, *exam_pairs])
@@ -102,14 +103,38 @@ def make_material(
     )
 
 
-def _reader(settings: Settings, row: Row, tokens: int) -> tuple[Any, Compressor]:
-    model, _ = derive(base_path(settings.base), row.method, tokens, row.options)
-    return view_of(model.config), model.model.multi_modal_projector.compressor
+def _readers(settings: Settings, rows: Sequence[tuple[Row, int]]) -> list[tuple[Compressor, list[View]]]:
+    """Methods that show the tower different pictures, each with the views of all that show it the same."""
+    found: dict[str, tuple[Compressor, list[View]]] = {}
+    for row, tokens in rows:
+        model, _ = derive(base_path(settings.base), row.method, tokens, row.options)
+        view = view_of(model.config)
+        found.setdefault(view.shown, (model.model.multi_modal_projector.compressor, []))[1].append(view)
+    return list(found.values())
+
+
+def base_digest(settings: Settings) -> str:
+    """SHA-256 of the base's weights."""
+    return hashlib.sha256((base_path(settings.base) / "model.safetensors").read_bytes()).hexdigest()
+
+
+@cache
+def _renderer() -> str:
+    """Changes whenever the renderer does."""
+    return probe_digest(0)[:8]
+
+
+def _world_path(settings: Settings, work: Path) -> Path:
+    return work / f"world-{settings.world_seed}-{settings.pictures}-{_renderer()}.npz"
+
+
+def _suite_path(settings: Settings, work: Path) -> Path:
+    return work / f"suite-{settings.suite_seed}-{settings.items}-{_renderer()}"
 
 
 def _training(settings: Settings, work: Path, say: Callable[[str], None]) -> World:
     """Pictures and questions to tune on."""
-    kept = work / f"world-{settings.world_seed}-{settings.pictures}.npz"
+    kept = _world_path(settings, work)
     if not kept.is_file():
         save_world(make_world(settings.world_seed, settings.pictures, say), kept)
     return load_world(kept)
@@ -117,7 +142,7 @@ def _training(settings: Settings, work: Path, say: Callable[[str], None]) -> Wor
 
 def _exam(settings: Settings, work: Path, say: Callable[[str], None]) -> tuple[SuiteManifest, list[RenderedItem]]:
     """The suite that judges."""
-    folder = work / f"suite-{settings.suite_seed}-{settings.items}"
+    folder = _suite_path(settings, work)
     manifest = write_suite(
         folder, settings.suite_seed, settings.items, _SHARD, lambda done, of: say(f"suite: {done} of {of} items")
     )

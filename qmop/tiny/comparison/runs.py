@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -13,20 +12,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
+import transformers
 
-from qmop.tiny.base import base_path
-from qmop.tiny.comparison.material import Material, make_material
+from qmop.tiny.comparison.material import Material, base_digest, make_material
 from qmop.tiny.comparison.rows import Settings, Unit
 from qmop.tiny.comparison.student import Student, enrol, see, tune
 from qmop.vtcbench.records import Record, judge, read_parquet, to_parquet_bytes
 
 _ANSWERED_AT_ONCE = 100
 _opened: dict[str, Material] = {}
-
-
-def base_digest(settings: Settings) -> str:
-    """SHA-256 of the base's weights."""
-    return hashlib.sha256((base_path(settings.base) / "model.safetensors").read_bytes()).hexdigest()
 
 
 def result_path(folder: Path, settings: Settings, unit: Unit, digest: str) -> Path:
@@ -70,7 +64,7 @@ def run_all(
         list({(unit.row.name, unit.tokens): (unit.row, unit.tokens) for unit in left}.values()),
     )
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
         running = {pool.submit(run_unit, folder, settings, unit, digest): unit for unit in left}
         try:
             for future in as_completed(running):
@@ -122,8 +116,10 @@ def examine(student: Student, unit: Unit, material: Material, digest: str, secon
     return records
 
 
-def _one_thread() -> None:
+def _quiet() -> None:
+    """What a process of the pool is: one thread, no bars."""
     torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _keep(path: Path, data: bytes) -> None:

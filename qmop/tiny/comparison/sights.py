@@ -16,7 +16,7 @@ from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.tiny.pretraining.world import normalise
 from qmop.views import View, as_features, look
 
-_BATCH = 100
+_BATCH, _DRAFT = 100, ".draft"
 
 
 class Sights:
@@ -30,47 +30,42 @@ class Sights:
         self._folder = folder
         self._opened: dict[Path, np.ndarray] = {}
 
-    def missing(self, view: View) -> list[str]:
-        """Names of what a view reads and nobody has computed yet."""
-        return [name for name in view.names.values() if not self._path(view, name).is_file()]
-
     def see(
         self,
         model: QMoPForConditionalGeneration,
-        view: View,
+        views: Sequence[View],
         show: Callable[[Tensor], Tensor],
         pictures: Callable[[], np.ndarray],
         say: Callable[[str], None],
     ) -> None:
-        """Compute what a view reads and is not there yet.
+        """Compute what some views read and is not there yet, in one pass of the tower.
 
         Args:
             model: whose towers look, frozen.
-            view: of a method.
-            show: what the method does to pictures before the tower sees them.
+            views: of methods that show the tower the same pictures.
+            show: what these methods do to pictures before the tower sees them.
             pictures: gives `(n, 96, 96, 3)` uint8; asked only where something is missing.
             say: told about progress.
         """
-        if not (names := self.missing(view)):
+        paths = {name: self._path(view, name) for view in views for name in view.names.values()}
+        if not (paths := {name: path for name, path in paths.items() if not path.is_file()}):
             return
-        drafts: dict[str, np.ndarray] = {}
-        pixels = pictures()
+        pixels, drafts = pictures(), dict[str, np.memmap]()
         for first in range(0, len(pixels), _BATCH):
             rows = slice(first, first + _BATCH)
             with torch.no_grad():
                 shown = show(normalise(pixels[rows]))
-                found = look(model.model.vision_tower, shown, [view], model.model.query_encoder)
-            for name in names:
+                found = look(model.model.vision_tower, shown, views, model.model.query_encoder)
+            for name, path in paths.items():
                 values = found[name].half().numpy()
                 if name not in drafts:
-                    drafts[name] = self._draft(view, name, (len(pixels), *values.shape[1:]))
+                    drafts[name] = _draft(path, (len(pixels), *values.shape[1:]))
                 drafts[name][rows] = values
-            if first % (20 * _BATCH) == 0:
-                say(f"tower: {', '.join(names)}, picture {first} of {len(pixels)}")
+            if first % (10 * _BATCH) == 0:
+                say(f"tower: picture {first} of {len(pixels)}")
         for name, draft in drafts.items():
-            assert isinstance(draft, np.memmap)
             draft.flush()
-            self._path(view, name).with_suffix(".draft").replace(self._path(view, name))
+            paths[name].with_suffix(_DRAFT).replace(paths[name])
 
     def rows(self, view: View, rows: np.ndarray | slice) -> VisualFeatures:
         """The features of some pictures, in single precision."""
@@ -84,15 +79,15 @@ class Sights:
             self._opened[path] = np.load(path, mmap_mode="r")
         return torch.from_numpy(np.array(self._opened[path][rows])).float()
 
-    def _draft(self, view: View, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        path = self._path(view, name).with_suffix(".draft")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-
     def _path(self, view: View, name: str) -> Path:
         """One file for each thing read, in a folder for each way to show the pictures."""
         shown = hashlib.sha256(view.shown.encode()).hexdigest()[:12] if view.shown else "plain"
         return self._folder / shown / f"{name.replace(',', '_')}.npy"
+
+
+def _draft(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return np.lib.format.open_memmap(path.with_suffix(_DRAFT), mode="w+", dtype=np.float16, shape=shape)
 
 
 class Questions:

@@ -122,6 +122,8 @@ def _registered(results: Results) -> str:
     lines = ["| registered comparison | runs | difference in points | p, Holm | |", "|---|---|---|---|---|"]
     for mine, other, difference, p in differences(results):
         verdict = "within noise" if p > ALPHA else "better" if difference.estimate.value > 0 else "worse"
+        if min(difference.runs) == 1:
+            verdict = "no claim: a single run"
         runs = " and ".join(map(str, difference.runs))
         lines.append(f"| {mine} against {other} | {runs} | {_signed(difference.estimate)} | {p:.4f} | {verdict} |")
     return "\n".join(lines)

@@ -33,6 +33,7 @@ WHOLE_ROOMS = {
     "tests/qmop/test_import.py": "the package as a whole",
     "tests/qmop/test_lean_environment.py": "the package as a whole",
     "tests/qmop/test_readme.py": "the folder's README",
+    "tests/qmop/vtcbench/test_bench_readme.py": "the folder's README",
     "tests/qmop/vtcbench/dimensions/test_families.py": "every family of the folder",
 }
 """Tests of a folder instead of one file."""

@@ -17,7 +17,7 @@ QUESTION = "what colour is the circle"
 
 @pytest.fixture(scope="module")
 def qmop() -> QMoPEngine:
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     return QMoPEngine(tiny_model("qmop", 16), tiny_processor(16))
 
 

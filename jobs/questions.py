@@ -19,7 +19,7 @@ _SEED, _QUESTIONS = 99, 3
 def ask_about_a_picture(endpoint: Endpoint, progress: Progress) -> None:
     """Draw a picture that no training seed draws, ask, and print question, answer, truth and branch weights."""
     draws = Draws(_SEED, "held out")
-    scene, first = FAMILIES[-1].build(draws)
+    scene, first = FAMILIES[-1].build(draws, "held_out")
     asked = [first, *(turn for family in FAMILIES[:-1] if (turn := family.ask(scene, draws)) is not None)][:_QUESTIONS]
     url = "data:image/png;base64," + base64.b64encode(encode_png(paint(scene, draws))).decode()
     progress.say(f"held-out picture: {caption(scene)}")

@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ARGS ?=
 
-.PHONY: setup quickstart test unit lint bench gpu-proof soak base clean
+.PHONY: setup quickstart test unit lint bench compare gpu-proof soak base clean
 
 setup: $(STAMP)  ## virtual environment with everything, at the versions of constraints.txt
 
@@ -29,6 +29,9 @@ lint: setup  ## style, format, types
 
 bench: setup  ## timings as ratios (ARGS: projectors prefill corpus training evaluation quickstart elastic router); BENCHMARKS.md is made from these
 	$(BIN)/python -m tests.bench $(ARGS)
+
+compare: setup  ## methods against each other at tiny size: hours, resumable (ARGS: --list, --report, --rows, --budgets, ...)
+	$(BIN)/python -m qmop.tiny.comparison $(ARGS)
 
 gpu-proof: setup  ## the same tables, and prefill and decode of a whole 7B shape, on a CUDA GPU
 	$(BIN)/python -m tests.bench gpu_proof

@@ -14,16 +14,19 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 import transformers
 
+from qmop.tiny.comparison import kept
 from qmop.tiny.comparison.material import base_digest
 from qmop.tiny.comparison.rows import ABLATIONS, BUDGETS, OTHER_METHODS, PRIMARY_ROWS, Settings, Unit, plan
 from qmop.tiny.comparison.runs import finished, run_all, unfinished
 from qmop.tiny.comparison.table import gather, page
+from qmop.vtcbench.records import Record
 
 GROUPS = {"primary": PRIMARY_ROWS, "methods": OTHER_METHODS, "ablations": ABLATIONS}
 
@@ -39,6 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="runs at once, of one thread each")
     parser.add_argument("--list", action="store_true", help="show the runs and which are finished, run nothing")
     parser.add_argument("--report", action="store_true", help="print the tables of what is finished, run nothing")
+    parser.add_argument("--keep", type=Path, help="also write the records of what is finished to this one Parquet file")
+    parser.add_argument("--kept", type=Path, help="print the tables of such a file, run nothing")
     shared = parser.add_argument_group("what all rows share")
     for field in fields(Settings):
         kind = {"str": str, "int": int, "float": float}[str(field.type)]
@@ -51,6 +56,9 @@ def main() -> None:
     parser = _parser()
     wanted = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+    if wanted.kept is not None:
+        sys.stdout.write(tables(kept.read(wanted.kept)) + "\n")
+        return
     settings = Settings(**{field.name: getattr(wanted, field.name) for field in fields(Settings)})
     transformers.utils.logging.disable_progress_bar()
     names = [name for asked in wanted.rows for name in _named(asked)]
@@ -63,7 +71,16 @@ def main() -> None:
         return
     if not wanted.report:
         _run(wanted.output, settings, units, wanted.workers)
-    sys.stdout.write(report(wanted.output, settings, units) + "\n")
+    digest = base_digest(settings)
+    found = finished(wanted.output, settings, units, digest)
+    if wanted.keep is not None:
+        kept.write(found, wanted.keep)
+    facts = {
+        **asdict(replace(settings, base=digest[:12])),
+        "finished": f"{len(found)} of {len(units)} runs",
+        "machine": f"{platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}",
+    }
+    sys.stdout.write(f"{tables(found)}\n\n{json.dumps(facts)}\n")
 
 
 def _named(asked: str) -> list[str]:
@@ -87,18 +104,10 @@ def _run(folder: Path, settings: Settings, units: list[Unit], workers: int) -> N
         )
 
 
-def report(folder: Path, settings: Settings, units: list[Unit]) -> str:
-    """The page's tables of what is finished, with where they come from."""
-    digest = base_digest(settings)
-    found = finished(folder, settings, units, digest)
+def tables(found: Sequence[tuple[Unit, list[Record]]]) -> str:
+    """The tables of some runs, and digests of what they rest on."""
     results = gather(found)
-    facts = {
-        **asdict(replace(settings, base=digest[:12])),
-        "suite": results.suite_digest[:12],
-        "records": results.digest[:12],
-        "finished": f"{len(found)} of {len(units)} runs",
-        "machine": f"{platform.machine()}, torch {torch.__version__}, transformers {transformers.__version__}",
-    }
+    facts = {"suite": results.suite_digest[:12], "records": results.digest[:12]}
     return f"{page(results)}\n\n{json.dumps(facts)}"
 
 

@@ -1,39 +1,37 @@
 """What QMoP's router does while it trains, by dimension of VTCBench, with and without noise and annealing.
 
-Four runs of the quickstart's recipe that differ in the router's schedule alone. Exports along the tuning stage answer
-the same rendered items; drawn are the branches' mean weights by dimension, as they are used (the two strongest).
+Runs of the comparison at tiny size (`qmop.tiny.comparison`) that differ in the router's schedule alone. Every 25 steps
+of the tuning stage the router weights the branches for the same rendered items, without noise, at its present
+temperature. Material is kept in `runs/comparison`, so a second measurement begins at once.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections import defaultdict
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
-from cluster.progress import Progress
-from cluster.session import RaySettings, ray_session
-from cluster.storage import join
-from jobs.quickstart import QuickstartRecipe
-from pipelines.corpus.prepare import prepare
-from pipelines.corpus.recipe import PrepareRecipe
-from pipelines.evaluation.recipe import EvaluateRecipe, SuiteRecipe
-from pipelines.evaluation.runner import evaluate
-from pipelines.evaluation.store import read_index
-from pipelines.training.exports import read_card
-from pipelines.training.recipe import RouterSchedule, TrainRecipe
-from pipelines.training.trainer import train
-from qmop.compressors.mixture import BRANCHES
-from tests.pipelines.training.killing import notes
+from qmop.annealing import RouterSchedule
+from qmop.compressors.mixture import BRANCHES, TUNE, Mixture
+from qmop.tiny.comparison.material import Material, make_material
+from qmop.tiny.comparison.rows import PRIMARY, ROWS, Settings, Unit
+from qmop.tiny.comparison.runs import examine
+from qmop.tiny.comparison.student import Student, enrol, see, tune
+from qmop.vtcbench.items import DIMENSIONS
+from tests.bench.projectors import progress
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
-PICTURE = Path(__file__).with_name("router.png")
-SAMPLES, ITEMS, EXPORTS = 6000, 500, 6
+PICTURE, WORK = Path(__file__).with_name("router.png"), Path("runs/comparison/material")
+SETTINGS = Settings(items=1000, suite_seed=6000)
+SEEDS, WORKERS = (0, 1), 2
 PLAIN = RouterSchedule()
 SCHEDULES = {
     "noise, annealed": PLAIN,
@@ -44,99 +42,123 @@ SCHEDULES = {
 COLOURS = ("#1b6ca8", "#e08214", "#3a923a")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Course:
-    """One run: mean weights `(exports, branches)` by dimension, and what the soft weights did in the end.
+    """One run.
 
     Attributes:
-        steps: of the exports.
-        weights: by dimension.
-        entropy: of a sample's soft weights in nats, mean over the last steps; `log 3` is 1.10.
-        load_entropy: of the mean soft weights, which tells whether all samples go the same way.
-        accuracy: of the last export, in percent.
+        weights: `(looks, dimensions, branches)`, means over the items of a dimension.
+        entropy: `(looks,)`, of an item's weights in nats, mean over items; `log 3` is 1.10.
+        load: `(looks,)`, entropy of the mean weights: whether all items go the same way.
+        accuracy: at the end, in percent.
     """
 
-    steps: list[int]
-    weights: dict[str, np.ndarray]
-    entropy: float
-    load_entropy: float
+    weights: NDArray[np.float64]
+    entropy: NDArray[np.float64]
+    load: NDArray[np.float64]
     accuracy: float
 
 
-def course(folder: str, name: str, schedule: RouterSchedule, progress: Progress) -> Course:
-    """Train one schedule and look at its exports."""
-    plain = QuickstartRecipe().train
-    place = {"corpus": join(folder, "corpus"), "output": join(folder, name.replace(", ", "-").replace(" ", "-"))}
-    tune = replace(plain.tune, exports=EXPORTS)
-    recipe: TrainRecipe = replace(plain, router=schedule, tune=tune, log_every=1, **place)
-    exports = [uri for uri in train(recipe, progress).exports if read_card(uri).stage == "tune"]
-    store = join(recipe.output, "judged")
-    steps = {f"at {read_card(uri).step}": uri for uri in exports}
-    asked = EvaluateRecipe(
-        checkpoints=[f"{label}={uri}" for label, uri in steps.items()],
-        output=store,
-        rendered=SuiteRecipe(seed=3, count=ITEMS, items_per_shard=125),
-    )
-    evaluate(asked, progress)
-    records, _ = read_index(store)
-    by: dict[str, dict[str, list[tuple[float, ...]]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
-        assert record.branch_weights is not None
-        by[record.dimension][record.label].append(record.branch_weights)
-    last = [record.score for record in records if record.label == list(steps)[-1]]
-    late = [note for note in notes(recipe.output, "step") if "branch_weights" in note][-20:]
-    load = np.mean([note["branch_weights"] for note in late], axis=0)
+def entropy(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """In nats, over the last axis."""
+    found: NDArray[np.float64] = -(weights * np.log(weights.clip(1e-12))).sum(-1)
+    return found
+
+
+@torch.no_grad()
+def weigh(student: Student, material: Material) -> NDArray[np.float64]:
+    """The router's weights for every item, `(items, branches)`."""
+    method = student.compressor
+    assert isinstance(method, Mixture)
+    noise, method.router.noise = method.router.noise, 0.0
+    seen = see(material.exam, [row[0] for row in material.exam.by_picture], student)
+    weights = method.router(seen.features.need("summary_BC"), seen.query.text_BE).double().numpy()
+    method.router.noise = noise
+    return weights
+
+
+def course(name: str, seed: int) -> Course:
+    """Train one schedule and look on."""
+    torch.set_num_threads(1)
+    material = make_material(SETTINGS, WORK, lambda _: None)
+    unit = Unit(row=replace(ROWS["qmop"], router=SCHEDULES[name]), tokens=PRIMARY, seed=seed)
+    student, looks = enrol(SETTINGS, unit), []
+
+    def look(_: str) -> None:
+        if student.compressor.stage == TUNE:  # type: ignore[union-attr] # a mixture
+            looks.append(weigh(student, material))
+
+    tune(student, SETTINGS, unit, material, look)
+    records = examine(student, unit, material, "", 0.0)
+    seen, dimension = np.array(looks), np.array([item.dimension for item in material.items])
     return Course(
-        steps=[read_card(uri).step for uri in exports],
-        weights={d: np.array([np.mean(labels[label], axis=0) for label in steps]) for d, labels in by.items()},
-        entropy=float(np.mean([note["router_entropy"] for note in late])),
-        load_entropy=float(-(load * np.log(load.clip(1e-9))).sum()),
-        accuracy=100 * float(np.mean(last)),
+        weights=np.stack([seen[:, dimension == name].mean(axis=1) for name in DIMENSIONS], axis=1),
+        entropy=entropy(seen).mean(axis=1),
+        load=entropy(seen.mean(axis=1)),
+        accuracy=100 * float(np.mean([record.score for record in records])),
     )
 
 
-def draw(courses: dict[str, Course], place: Path) -> None:
-    """A row of panels per schedule, a panel per dimension."""
-    dimensions = list(next(iter(courses.values())).weights)
+def draw(courses: dict[str, list[Course]], place: Path) -> None:
+    """A row of panels per schedule: a panel per dimension, and one of entropies; thin lines are further seeds."""
+    columns = [*DIMENSIONS, "entropy"]
     figure, panels = plt.subplots(
-        len(courses), len(dimensions), figsize=(2.3 * len(dimensions), 1.9 * len(courses)), sharex=True, sharey=True
+        len(courses), len(columns), figsize=(2.1 * len(columns), 1.8 * len(courses)), sharex=True, sharey="col"
     )
-    for row, (name, one) in zip(panels, courses.items(), strict=True):
-        for panel, dimension in zip(row, dimensions, strict=True):
-            for branch, colour, values in zip(BRANCHES, COLOURS, one.weights[dimension].T, strict=True):
-                panel.plot(one.steps, values, color=colour, label=branch, marker="o", markersize=2.5)
-            panel.set_ylim(0, 1)
-            panel.grid(alpha=0.3)
+    for row, (name, runs) in zip(panels, courses.items(), strict=True):
+        for width, run in zip((1.8, *[0.7] * len(runs)), runs, strict=False):
+            steps = np.linspace(0, SETTINGS.tune_steps, len(run.entropy))
+            for panel, weights in zip(row[:-1], run.weights.transpose(1, 2, 0), strict=True):
+                for branch, colour, values in zip(BRANCHES, COLOURS, weights, strict=True):
+                    panel.plot(steps, values, color=colour, linewidth=width, label=branch if width > 1 else None)
+                panel.set_ylim(0, 1)
+            row[-1].plot(steps, run.entropy, color="black", linewidth=width, label="of an item" if width > 1 else None)
+            row[-1].plot(
+                steps,
+                run.load,
+                color="black",
+                linestyle=":",
+                linewidth=width,
+                label="of the mean" if width > 1 else None,
+            )
+            row[-1].set_ylim(0, np.log(len(BRANCHES)) * 1.05)
         row[0].set_ylabel(name, fontsize=7)
-    for panel, dimension in zip(panels[0], dimensions, strict=True):
-        panel.set_title(dimension, fontsize=9)
+        for panel in row:
+            panel.grid(alpha=0.3)
+            panel.tick_params(labelsize=7)
+    for panel, title in zip(panels[0], columns, strict=True):
+        panel.set_title(title, fontsize=9)
     for panel in panels[-1]:
         panel.set_xlabel("step", fontsize=8)
-    panels[0][0].legend(fontsize=6)
+    for panel in (panels[0][0], panels[0][-1]):
+        panel.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(place, dpi=110)
     plt.close(figure)
 
 
-def table(courses: dict[str, Course]) -> str:
-    """Weights at the end by dimension, entropies and accuracy."""
-    dimensions = list(next(iter(courses.values())).weights)
-    head = ["router", *dimensions, "entropy of a sample", "entropy of the mean", "accuracy"]
+def table(courses: dict[str, list[Course]]) -> str:
+    """Weights at the end by dimension, entropies and accuracy; a line per run."""
+    head = ["router", "seed", *DIMENSIONS, "entropy of an item", "entropy of the mean", "accuracy"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for name, one in courses.items():
-        shares = ["/".join(f"{100 * weight:.0f}" for weight in one.weights[d][-1]) for d in dimensions]
-        ends = [f"{one.entropy:.2f}", f"{one.load_entropy:.2f}", f"{one.accuracy:.1f}"]
-        lines.append("| " + " | ".join([name, *shares, *ends]) + " |")
+    for name, runs in courses.items():
+        for seed, run in zip(SEEDS, runs, strict=True):
+            shares = ["/".join(f"{100 * weight:.0f}" for weight in weights) for weights in run.weights[-1]]
+            ends = [f"{run.entropy[-1]:.2f}", f"{run.load[-1]:.2f}", f"{run.accuracy:.1f}"]
+            lines.append("| " + " | ".join([name, str(seed), *shares, *ends]) + " |")
     return "\n".join(lines)
 
 
 def run() -> str:
-    """Four runs, a picture and a table."""
-    progress = Progress()
-    with tempfile.TemporaryDirectory() as folder, ray_session(RaySettings(), progress):
-        prepare(PrepareRecipe(source="rendered", output=join(folder, "corpus"), count=SAMPLES, seed=2), progress)
-        courses = {name: course(folder, name, schedule, progress) for name, schedule in SCHEDULES.items()}
-    draw(courses, PICTURE)
-    plain = QuickstartRecipe().train
-    head = f"{plain.tokens} tokens, {plain.align.steps} + {plain.tune.steps} steps, seed {plain.seed}, {ITEMS} items; "
-    return f"{head}weights of {', '.join(BRANCHES)} in percent at the end, natural logarithms\n\n{table(courses)}"
+    """All schedules and seeds, a picture and a table."""
+    make_material(SETTINGS, WORK, progress, [(ROWS["qmop"], PRIMARY)])
+    asked = [(name, seed) for seed in SEEDS for name in SCHEDULES]
+    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = [pool.submit(course, name, seed) for name, seed in asked]
+        done: dict[str, list[Course]] = {name: [] for name in SCHEDULES}
+        for (name, seed), future in zip(asked, futures, strict=True):
+            done[name].append(future.result())
+            progress(f"router: {name}, seed {seed}")
+    draw(done, PICTURE)
+    head = f"{PRIMARY} of 144 tokens, {SETTINGS.align_steps} + {SETTINGS.tune_steps} steps, {SETTINGS.items} items; "
+    return f"{head}weights of {', '.join(BRANCHES)} in percent at the end, natural logarithms\n\n{table(done)}"

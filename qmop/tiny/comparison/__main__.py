@@ -57,22 +57,27 @@ def main() -> None:
     wanted = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     if wanted.kept is not None:
-        sys.stdout.write(tables(kept.read(wanted.kept)) + "\n")
+        try:
+            told = tables(kept.read(wanted.kept))
+        except (ValueError, FileNotFoundError) as error:
+            parser.error(str(error))
+        sys.stdout.write(f"{told}\n")
         return
     settings = Settings(**{field.name: getattr(wanted, field.name) for field in fields(Settings)})
     transformers.utils.logging.disable_progress_bar()
     names = [name for asked in wanted.rows for name in _named(asked)]
     try:
         units = plan(names, wanted.budgets, wanted.seeds)
-    except ValueError as error:
+        digest = base_digest(settings)
+    except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     if wanted.list:
         _tell(wanted.output, settings, units)
         return
     if not wanted.report:
         _run(wanted.output, settings, units, wanted.workers)
-    digest = base_digest(settings)
-    found = finished(wanted.output, settings, units, digest)
+    if not (found := finished(wanted.output, settings, units, digest)):
+        parser.error("no run is finished yet, so there is nothing to report: run some first, without --report")
     if wanted.keep is not None:
         kept.write(found, wanted.keep)
     facts = {

@@ -112,11 +112,13 @@ class Settings:
         world_seed: of these.
         items: of the suite that judges.
         suite_seed: of the suite.
+        warm_steps: steps in which what a method has to learn from nothing learns to give pooled patches.
         align_steps: steps of the projector alone.
         tune_steps: steps of projector and language model.
         batch: pairs of a step.
-        align_rate: peak rate of the first, with a warm-up and a straight descent.
-        tune_rate: peak rate of the second.
+        warm_rate: peak rate of the first, with a warm-up and a straight descent.
+        align_rate: peak rate of the second.
+        tune_rate: peak rate of the third.
     """
 
     base: str = "tiny"
@@ -124,9 +126,11 @@ class Settings:
     world_seed: int = 77
     items: int = 10_000
     suite_seed: int = 5_000
+    warm_steps: int = 300
     align_steps: int = 200
     tune_steps: int = 500
     batch: int = 32
+    warm_rate: float = 2e-3
     align_rate: float = 2e-3
     tune_rate: float = 6e-4
 
@@ -156,18 +160,22 @@ def plan(names: Sequence[str], budgets: Sequence[int], seeds: int | None = None)
     """The units of some rows: primary budget first, and there seed by seed, so that a cut-short run is balanced.
 
     Args:
-        names: of rows.
+        names: of rows; one that comes again counts once.
         budgets: which of the rows' budgets.
         seeds: fewer runs than the rows ask for.
 
     Raises:
-        ValueError: if a name is not known.
+        ValueError: if a name or a budget is not known, or no run is wanted.
     """
     if unknown := [name for name in names if name not in ROWS]:
         raise ValueError(f"rows names {', '.join(unknown)}, which are none: choose among {', '.join(ROWS)}")
+    if odd := [str(tokens) for tokens in budgets if tokens not in (*BUDGETS, FULL)]:
+        raise ValueError(f"budgets names {', '.join(odd)}, at which no row runs: choose among {BUDGETS}")
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"seeds is {seeds}, but a row needs a run: choose 1 or more, or leave it out")
     units = [
         Unit(row=ROWS[name], tokens=tokens, seed=seed)
-        for name in names
+        for name in dict.fromkeys(names)
         for tokens in ROWS[name].budgets
         if tokens in budgets or len(ROWS[name].budgets) == 1
         for seed in range(min(ROWS[name].seeds if tokens in (PRIMARY, FULL) else 2, seeds or FULL))

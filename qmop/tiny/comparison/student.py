@@ -15,12 +15,13 @@ from qmop.compressors.base import Compressor
 from qmop.compressors.elastic import draw_budget
 from qmop.compressors.mixture import ALIGN, TUNE, Mixture
 from qmop.features import CompressedTokens, Query, VisualFeatures
-from qmop.loading import derive
+from qmop.loading import derive, load
 from qmop.modeling_qmop import ImageOutput, QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
 from qmop.tiny.base import base_path
 from qmop.tiny.comparison.material import Material, Pair, Pairs
 from qmop.tiny.comparison.rows import Settings, Unit
+from qmop.tiny.comparison.warming import warm
 from qmop.tiny.pretraining.loop import Schedule, train
 from qmop.views import view_of
 
@@ -123,7 +124,8 @@ def enrol(settings: Settings, unit: Unit) -> Student:
 
 
 def tune(student: Student, settings: Settings, unit: Unit, material: Material, say: Callable[[str], None]) -> None:
-    """Both stages: the projector alone, then with the language model."""
+    """What is new by itself (see `warming`), then both stages: the projector alone, then with the language model."""
+    _warm(student, settings, unit, material.train, say)
     aligned = settings.align_steps if unit.row.aligned else 0
     tuned = settings.align_steps + settings.tune_steps - aligned
     for stage, steps, peak in ((ALIGN, aligned, settings.align_rate), (TUNE, tuned, settings.tune_rate)):
@@ -133,6 +135,17 @@ def tune(student: Student, settings: Settings, unit: Unit, material: Material, s
         lesson = _Lesson(student, settings, unit, material.train, stage=stage, steps=steps)
         train(student, lesson.losses, Schedule(steps=steps, learning_rate=peak, warmup=max(1, steps // 20)), say)
     student.eval()
+
+
+def _warm(student: Student, settings: Settings, unit: Unit, pairs: Pairs, say: Callable[[str], None]) -> None:
+    def batch(step: int) -> tuple[VisualFeatures, Query]:
+        drawn = pairs.draw(np.random.default_rng(_number(unit.seed, f"warm/{step}")), settings.batch)
+        seen = see(pairs, drawn, student)
+        return seen.features, seen.query
+
+    base, _ = load(base_path(settings.base))
+    schedule = Schedule(steps=settings.warm_steps, learning_rate=settings.warm_rate)
+    warm(student.model.model.multi_modal_projector, base.model.multi_modal_projector.connector, batch, schedule, say)
 
 
 class _Lesson:

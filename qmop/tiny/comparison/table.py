@@ -19,6 +19,8 @@ from qmop.vtcbench.statistics import ALPHA, Estimate
 LEVELS = ("core", "hard", "held_out")
 Cell = tuple[str, int]
 """A row's name and a budget."""
+_EVERYWHERE = {row.name for row in ROWS.values() if row.group == "reference" and len(row.budgets) == 1}
+"""References that the budget does not touch; they stand in every table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,24 +55,24 @@ def gather(found: Sequence[tuple[Unit, list[Record]]]) -> Results:
     if not found:
         raise ValueError("no run is finished yet: there is nothing to tabulate")
     first = found[0][1]
-    keys = [record.key for record in first]
+    asked = [(record.key, record.suite_digest) for record in first]
     scores: dict[Cell, list[list[float]]] = defaultdict(list)
     seconds: dict[Cell, list[float]] = defaultdict(list)
-    weights: dict[Cell, dict[str, NDArray[np.float64]]] = {}
+    weights: dict[Cell, list[Record]] = defaultdict(list)
     digest = hashlib.sha256()
     for unit, records in sorted(found, key=lambda pair: pair[0].label):
-        if [record.key for record in records] != keys:
+        if [(record.key, record.suite_digest) for record in records] != asked:
             raise ValueError(f"{unit.label} answered other items than {found[0][0].label}: run both anew")
         cell = (unit.row.name, unit.tokens)
         scores[cell].append([record.score for record in records])
         seconds[cell].append(sum(record.seconds for record in records))
         if any(record.branch_weights for record in records):
-            weights.setdefault(cell, _weights(records))
+            weights[cell] += records
         digest.update(unit.label.encode() + b"".join(f"{r.key}={r.score:g}\n".encode() for r in records))
     right = {cell: np.array(rows) for cell, rows in scores.items()}
     return Results(
         right=right | _oracle(right),
-        weights=weights,
+        weights={cell: _weights(records) for cell, records in weights.items()},
         dimension=np.array([record.dimension for record in first]),
         level=np.array([record.level for record in first]),
         digest=digest.hexdigest(),
@@ -131,7 +133,7 @@ def _registered(results: Results) -> str:
 
 def _accuracies(results: Results, budget: int) -> str:
     """One line for each row that ran at a budget, references of other budgets above."""
-    cells = [cell for cell in results.right if cell[1] in (budget, FULL) or len(ROWS[cell[0]].budgets) == 1]
+    cells = [cell for cell in results.right if cell[1] == budget or cell[0] in _EVERYWHERE]
     order = [*ROWS, ORACLE]
     cells.sort(key=lambda cell: order.index(cell[0]))
     whole = results.right.get(("uncompressed", FULL))

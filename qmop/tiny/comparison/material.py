@@ -32,11 +32,12 @@ _SHARD = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """One question about one picture: the picture's number, and ids of question and answer."""
+    """One question about one picture: the picture's number, ids of question and answer, cells that it asks for."""
 
     picture: int
     question: np.ndarray
     answer: np.ndarray
+    focus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +157,8 @@ def _pixels(drawn: Sequence[RenderedItem]) -> np.ndarray:
 def _train_pairs(world: World) -> list[list[Pair]]:
     return [
         [
-            Pair(picture=picture, question=question, answer=answer)
-            for question, answer in zip(texts.questions, texts.answers, strict=True)
+            Pair(picture=picture, question=question, answer=answer, focus=focus)
+            for question, answer, focus in zip(texts.questions, texts.answers, texts.focus, strict=True)
         ]
         for picture, texts in enumerate(world.texts)
     ]
@@ -170,7 +171,7 @@ def _exam_pairs(items: Sequence[Item]) -> list[list[Pair]]:
         return np.array(words.encode(text), dtype=np.int16)
 
     return [
-        [Pair(picture=picture, question=ids(item.question), answer=ids(item.answers[0]))]
+        [Pair(picture=picture, question=ids(item.question), answer=ids(item.answers[0]), focus=item.focus)]
         for picture, item in enumerate(items)
     ]
 

@@ -41,6 +41,7 @@ class Row:
         aligned: whether it has an alignment stage; without one all steps tune.
         router: how the router's temperature and noise fall.
         shuffled: the question that the compressor is given belongs to another picture of the batch.
+        oracle: the class token's attention, by which the method prunes, is made to point at what the question asks for.
         seeded: the method draws by a seed of its own, which is then the run's.
     """
 
@@ -53,6 +54,7 @@ class Row:
     aligned: bool = True
     router: RouterSchedule = field(default_factory=RouterSchedule)
     shuffled: bool = False
+    oracle: bool = False
     seeded: bool = False
 
 
@@ -67,6 +69,16 @@ PRIMARY_ROWS = (
     Row(name="random", method="random_tokens", group="reference", seeded=True),
     Row(name="downsample", method="downsample", group="reference"),
     Row(name="average_pool", method="average_pool", group="reference"),
+    Row(name="blind pruning", method="prune", group="reference", options={"lam": 1.0}, seeds=2, budgets=(PRIMARY,)),
+    Row(
+        name="oracle pruning",
+        method="prune",
+        group="reference",
+        options={"lam": 1.0},
+        seeds=2,
+        budgets=(PRIMARY,),
+        oracle=True,
+    ),
     Row(name="resampler", method="resampler", group="branch", options=_FROM_FEATURES, seeds=6),
     Row(name="window_pool", method="window_pool", group="branch", options=_FROM_FEATURES, seeds=6),
     Row(name="prune", method="prune", group="branch", seeds=6),

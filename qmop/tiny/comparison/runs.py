@@ -94,7 +94,7 @@ def examine(student: Student, unit: Unit, material: Material, digest: str, secon
     records = []
     for first in range(0, len(pairs), _ANSWERED_AT_ONCE):
         part = slice(first, first + _ANSWERED_AT_ONCE)
-        seen = see(material.exam, pairs[part], student, shuffled=unit.row.shuffled)
+        seen = see(material.exam, pairs[part], student, unit.row)
         told, compressed = student.answers(seen, pairs[part])
         weights = compressed.branch_weights_BS
         for place, (item, answer) in enumerate(zip(material.items[part], told, strict=True)):

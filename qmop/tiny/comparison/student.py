@@ -20,9 +20,10 @@ from qmop.modeling_qmop import ImageOutput, QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
 from qmop.tiny.base import base_path
 from qmop.tiny.comparison.material import Material, Pair, Pairs
-from qmop.tiny.comparison.rows import Settings, Unit
+from qmop.tiny.comparison.rows import Row, Settings, Unit
 from qmop.tiny.comparison.warming import warm
 from qmop.tiny.pretraining.loop import Schedule, train
+from qmop.tiny.pretraining.world import GRID, PATCHES, focus_mask
 from qmop.views import view_of
 
 _IGNORED = -100
@@ -168,28 +169,40 @@ class _Lesson:
         if isinstance(method, Mixture) and self._stage == TUNE:
             method.router.anneal(*router_state(step, self._steps, self._unit.row.router), seed=draw)
         pairs = self._pairs.draw(np.random.default_rng(draw), self._settings.batch)
-        seen = see(self._pairs, pairs, self._student, shuffled=self._unit.row.shuffled)
+        seen = see(self._pairs, pairs, self._student, self._unit.row)
         tokens = draw_budget(method, self._unit.seed, step) if len(method.training_budgets()) > 1 else None
         return {self._unit.label: self._student.loss(seen, pairs, tokens)}
 
 
-def see(material: Pairs, pairs: Sequence[Pair], student: Student, *, shuffled: bool = False) -> Seen:
+def see(material: Pairs, pairs: Sequence[Pair], student: Student, row: Row | None = None) -> Seen:
     """Pictures and questions of some pairs as the student's method reads them.
 
     Args:
         material: that the pairs are from.
         pairs: the batch.
         student: whose method reads.
-        shuffled: the method, not the language model, is told the question of the next pair instead.
+        row: which may shuffle the questions (the method, not the language model, is told that of the next pair) or
+            let an oracle point.
     """
     asked = [pair.question for pair in pairs]
-    if shuffled:
+    if row is not None and row.shuffled:
         asked = asked[1:] + asked[:1]
     view = view_of(student.model.config)
-    return Seen(
-        features=material.sights.rows(view, np.array([pair.picture for pair in pairs])),
-        query=material.questions.rows(asked),
-    )
+    features = material.sights.rows(view, np.array([pair.picture for pair in pairs]))
+    if row is not None and row.oracle:
+        features.cls_attention_BN = pointed(pairs)
+    return Seen(features=features, query=material.questions.rows(asked))
+
+
+def pointed(pairs: Sequence[Pair]) -> Tensor:
+    """Attention that an oracle pays, `(B, 144)`: to one patch of each asked-for cell before a second one, then others.
+
+    Those others, and all where nothing is asked for, come in a random order of the picture's own.
+    """
+    corner = (np.arange(GRID) % 2)[:, None] * 2 + np.arange(GRID) % 2
+    chance = np.stack([np.random.default_rng(pair.picture).random(PATCHES) / 2 for pair in pairs])
+    asked = focus_mask([pair.focus for pair in pairs]).numpy() > 0
+    return torch.from_numpy(np.where(asked, 4 - corner.ravel() + chance, chance)).float()
 
 
 def _number(seed: int, what: str) -> int:

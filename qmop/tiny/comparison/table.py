@@ -100,6 +100,32 @@ def _oracle(right: dict[Cell, NDArray[np.float64]]) -> dict[Cell, NDArray[np.flo
     return found
 
 
+def bars(results: Results) -> list[tuple[str, float, float]]:
+    """Whether the world tells methods apart, at the primary budget on core items: what, points found, points wanted.
+
+    Only what can be said of the rows that ran.
+    """
+    core = results.level == "core"
+
+    def points(name: str, dimension: str | None = None, budget: int = PRIMARY) -> float:
+        chosen = core if dimension is None else core & (results.dimension == dimension)
+        return 100 * float(results.right[name, budget][:, chosen].mean())
+
+    there = {name for name, budget in results.right if budget == PRIMARY}
+    found: list[tuple[str, float, float]] = []
+    if ("uncompressed", FULL) in results.right:
+        lost = {name: points("uncompressed", name, FULL) for name in DIMENSIONS}
+        if "average_pool" in there:
+            lost = {name: whole - points("average_pool", name) for name, whole in lost.items()}
+            found.append(("average pooling loses on LD", lost.pop("LD"), 10.0))
+            found.append(("average pooling loses on the second most affected other", sorted(lost.values())[-2], 5.0))
+        if "random" in there:
+            found.append(("random tokens lose", points("uncompressed", None, FULL) - points("random"), 15.0))
+    if {"oracle pruning", "blind pruning"} <= there:
+        found.append(("oracle pruning leads blind pruning", points("oracle pruning") - points("blind pruning"), 10.0))
+    return found
+
+
 def page(results: Results) -> str:
     """The tables in Markdown."""
     budgets = sorted({budget for _, budget in results.right}, key=lambda budget: (budget != PRIMARY, -budget))
@@ -107,6 +133,8 @@ def page(results: Results) -> str:
         f"### {budget} of {FULL} tokens\n\n{_accuracies(results, budget)}" for budget in budgets if budget != FULL
     ]
     parts = [_registered(results), *tables]
+    if found := bars(results):
+        parts.append(f"### Does the world tell methods apart?\n\n{_bars(found)}")
     if results.weights:
         parts.append(f"### Router\n\n{_router(results)}")
     return "\n\n".join(part for part in parts if part)
@@ -165,6 +193,14 @@ def _router(results: Results) -> str:
     for (name, budget), by in results.weights.items():
         shares = ["/".join(f"{100 * weight:.0f}" for weight in by[dimension]) for dimension in by]
         lines.append(f"| {name} @{budget} | " + " | ".join(shares) + " |")
+    return "\n".join(lines)
+
+
+def _bars(found: list[tuple[str, float, float]]) -> str:
+    lines = ["| at 16 tokens, core items | points | wanted | |", "|---|---|---|---|"]
+    lines += [
+        f"| {what} | {had:.1f} | {wanted:g} | {'met' if had >= wanted else 'missed'} |" for what, had, wanted in found
+    ]
     return "\n".join(lines)
 
 

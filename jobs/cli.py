@@ -23,6 +23,7 @@ JOBS = {
     "label": "ask a judge which samples belong to VTCBench's natural suite",
     "suite": "make the natural suite from your copies of its sources",
     "suite shrink": "copy a suite with its pictures down-sampled",
+    "suite lmms": "write a suite as tasks of lmms-eval, for any model of its own",
     "serve": "host a checkpoint behind the OpenAI chat protocol",
     "quickstart": "all of it at tiny size, from nothing to a served model",
 }

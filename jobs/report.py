@@ -7,10 +7,23 @@ from dataclasses import dataclass
 
 from cluster.progress import Progress
 from cluster.storage import join, read_bytes, write_atomic
+from jobs.inspection import Inspected, checkpoints_of, costs_of, inspect
 from pipelines.evaluation.store import read_index
 from qmop.vtcbench.records import Record
-from qmop.vtcbench.report import Report, pick_samples, summarise, to_html, to_json, to_lmms_eval, to_markdown
+from qmop.vtcbench.report import (
+    Report,
+    pick_samples,
+    summarise,
+    to_html,
+    to_json,
+    to_lmms_eval,
+    to_markdown,
+    with_drawings,
+)
 from qmop.vtcbench.suite import decode_shard, parse_manifest
+
+_TIMED = 8
+"""Questions that are timed in one batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +36,8 @@ class ReportRecipe:
         reference: label of the uncompressed model.
         blind: label of the model that saw no picture.
         samples: items shown with picture and answers.
+        inspect: load every checkpoint once more, to time it on this machine and to draw over the samples what it kept.
+        rounds: how often each is timed.
         seed: of the bootstrap.
     """
 
@@ -31,7 +46,14 @@ class ReportRecipe:
     reference: str = "uncompressed"
     blind: str = "blind"
     samples: int = 6
+    inspect: bool = False
+    rounds: int = 5
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work, with a ValueError that names the field."""
+        if self.rounds < 1 or self.samples < 0:
+            raise ValueError(f"rounds is {self.rounds} and samples {self.samples}: choose at least 1 and at least 0")
 
 
 RECIPE = ReportRecipe
@@ -47,22 +69,45 @@ def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
     """Write every form of the report and return it; `report.html` is the page for people."""
     records, suite = read_index(recipe.results)
     folder = recipe.output or recipe.results
+    pictures = _pictures(suite, records)
+    samples = pick_samples(records, pictures, recipe.samples)
+    with progress.stage("counting cost"):
+        checkpoints = checkpoints_of(recipe.results, records, progress)
+        costs = costs_of(checkpoints, progress)
+    seen = Inspected()
+    if recipe.inspect:
+        with progress.stage(f"timing {len(checkpoints)} checkpoints and drawing what they keep"):
+            seen = inspect(checkpoints, _asked(records, pictures), samples, progress, rounds=recipe.rounds)
     with progress.stage(f"writing the report to {folder}"):
-        report = summarise(records, recipe.reference, recipe.blind, seed=recipe.seed)
-        samples = pick_samples(records, _pictures(suite, records), recipe.samples)
+        report = summarise(
+            records, recipe.reference, recipe.blind, seed=recipe.seed, costs=costs, profiles=seen.profiles
+        )
         files = {
             "report.md": to_markdown(report),
             "report.json": to_json(report),
-            "report.html": to_html(report, samples),
+            "report.html": to_html(report, with_drawings(samples, seen.drawings)),
+            **_harness_files(report, records),
         }
-        for row in report.rows:
-            results, lines = to_lmms_eval(report, records, row.label)
-            home = f"lmms_eval/{row.label.replace('/', '_')}"
-            files |= {f"{home}/results.json": json.dumps(results, indent=1), f"{home}/samples.jsonl": lines}
         for name, text in files.items():
             write_atomic(join(folder, name), text.encode())
     progress.say(f"report: {join(folder, 'report.html')}")
     return report
+
+
+def _harness_files(report: Report, records: list[Record]) -> dict[str, str]:
+    """Every row in lmms-eval's layout, by file name."""
+    files: dict[str, str] = {}
+    for row in report.rows:
+        results, lines = to_lmms_eval(report, records, row.label)
+        home = f"lmms_eval/{row.label.replace('/', '_')}"
+        files |= {f"{home}/results.json": json.dumps(results, indent=1), f"{home}/samples.jsonl": lines}
+    return files
+
+
+def _asked(records: list[Record], pictures: dict[str, bytes]) -> list[tuple[bytes, str]]:
+    """Pictures and questions of a few items, the same for every row."""
+    questions = {record.key: record.question for record in records}
+    return [(pictures[key], questions[key]) for key in list(questions)[:_TIMED]]
 
 
 def _pictures(suite: str, records: list[Record]) -> dict[str, bytes]:

@@ -33,9 +33,10 @@ def to_lmms_eval(report: Report, records: Iterable[Record], label: str) -> tuple
         raise ValueError(f"label is {label!r}, the report has {', '.join(row.label for row in report.rows)}")
     subtasks = {f"{GROUP}_{code.lower()}": estimate for code, estimate in row.dimensions.items()}
     macro = {"acc_macro,none": row.macro.value} if row.macro else {}
+    levels = {f"acc_{level},none": estimate.value for level, estimate in row.levels.items()}
     results = {
         "results": {
-            GROUP: {**_metrics(GROUP, row.micro), **macro},
+            GROUP: {**_metrics(GROUP, row.micro), **macro, **levels},
             **{name: _metrics(name, estimate) for name, estimate in subtasks.items()},
         },
         "group_subtasks": {GROUP: list(subtasks)},
@@ -70,7 +71,13 @@ def _config(row: Row, report: Report) -> dict[str, Any]:
 
 
 def _sample(index: int, record: Record) -> dict[str, Any]:
-    asked = {"key": record.key, "question": record.question, "dimension": record.dimension, "task": record.task}
+    asked: dict[str, Any] = {
+        "key": record.key,
+        "question": record.question,
+        "dimension": record.dimension,
+        "task": record.task,
+    }
+    asked |= {"level": record.level, "difficulty": record.difficulty}
     return {
         "doc_id": index,
         "doc": asked,

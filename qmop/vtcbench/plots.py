@@ -22,12 +22,13 @@ PALETTE = ("#2b7bba", "#e08a00", "#1a9b76", "#c8609b", "#d1521b", "#8a6fd1", "#7
 """Colours that tell apart for most kinds of colour vision, on white and on black."""
 NEUTRAL = "#8a8f98"
 _MARKERS = "osD^vPXp"
+_GLYPHS = dict(zip(_MARKERS, "\u25cf\u25a0\u25c6\u25b2\u25bc\u271a\u2716\u2b1f", strict=True))
 INK = "#010203"
 """Stands for the page's own text colour until the SVG is written."""
 _BRANCH_COLOURS = ("#5667b3", "#c2a83e", "#9b9ea6", "#a8564f", "#4f8f8b")
-_WIDTH = 4.4  # inches
-_NUDGE = 1.07
-_STYLE: Any = {  # Any: matplotlib types its keys as one long literal
+WIDTH = 4.4
+"""Of a figure, in inches."""
+STYLE: Any = {  # Any: matplotlib types its keys as one long literal
     "svg.fonttype": "none",
     "svg.hashsalt": "vtcbench",
     "font.size": 9.0,
@@ -56,13 +57,18 @@ def markers(report: Report) -> dict[str, str]:
     return {row.label: _MARKERS[i % len(_MARKERS)] for i, row in enumerate(report.rows)}
 
 
+def glyphs(report: Report) -> dict[str, str]:
+    """The markers as characters, for a legend in words."""
+    return {label: _GLYPHS[marker] for label, marker in markers(report).items()}
+
+
 def accuracy_by_dimension(report: Report) -> str | None:
     """Dots with intervals, one group per dimension, chance as a dotted line; SVG text, None without dimensions."""
     codes = list(report.counts)
     if not codes:
         return None
     step = len(report.rows) + 1.2
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure, axes = _figure(0.9 + 0.13 * step * len(codes))
         for group, code in enumerate(codes):
             top = group * step
@@ -74,22 +80,7 @@ def accuracy_by_dimension(report: Report) -> str | None:
         axes.set_yticks([group * step + (step - 2.2) / 2 for group in range(len(codes))], _dimension_names(codes))
         axes.set_ylim(step * len(codes) - 1, -1)
         _percent_axis(axes, "accuracy in % (dotted: chance)")
-        return _svg(figure, "dimensions")
-
-
-def accuracy_by_tokens(report: Report) -> str:
-    """Micro accuracy against visual tokens, rows of equal tokens side by side; SVG text."""
-    with mpl.rc_context(_STYLE):
-        figure, axes = _figure(3.0)
-        for row, shift in _side_by_side(report):
-            _upright_dot(axes, row, row.visual_tokens * shift, report)
-        if blind := report.row(report.blind):
-            axes.axhline(100 * blind.micro.value, color=NEUTRAL, linestyle="--", linewidth=1)
-        axes.axhline(100 * report.chance["micro"], color=INK, linestyle=":", linewidth=1.2)
-        _token_axis(axes, sorted({row.visual_tokens for row, _ in _side_by_side(report)}))
-        axes.set_ylabel("micro accuracy in %")
-        axes.grid(axis="y", color=NEUTRAL, alpha=0.25)
-        return _svg(figure, "tokens")
+        return as_svg(figure, "dimensions")
 
 
 def branch_weights(report: Report) -> str | None:
@@ -97,14 +88,14 @@ def branch_weights(report: Report) -> str | None:
     rows = [row for row in report.rows if row.branch_weights]
     if not rows:
         return None
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 0.5 + 1.75 * len(rows)), layout="constrained")
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.5 + 1.75 * len(rows)), layout="constrained")
         panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
         for axes, row in zip(panels, rows, strict=True):
             _stack(axes, row)
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
-        return _svg(figure, "branches")
+        return as_svg(figure, "branches")
 
 
 def _stack(axes: Axes, row: Row) -> None:
@@ -122,7 +113,7 @@ def _stack(axes: Axes, row: Row) -> None:
 
 
 def _dot(axes: Axes, row: Row, estimate: Estimate, height: float, report: Report) -> None:
-    value, below, above = _percent(estimate)
+    value, below, above = percent(estimate)
     axes.errorbar(
         [value],
         [height],
@@ -135,31 +126,27 @@ def _dot(axes: Axes, row: Row, estimate: Estimate, height: float, report: Report
     )
 
 
-def _upright_dot(axes: Axes, row: Row, tokens: float, report: Report) -> None:
-    value, below, above = _percent(row.micro)
+def upright_dot(axes: Axes, at: float, estimate: Estimate, label: str, report: Report) -> None:
+    """A row's accuracy over some figure of it, with its interval."""
+    value, below, above = percent(estimate)
     axes.errorbar(
-        [tokens],
+        [at],
         [value],
         yerr=[[below], [above]],
-        fmt=markers(report)[row.label],
-        color=colours(report)[row.label],
-        markersize=5,
+        fmt=markers(report)[label],
+        color=colours(report)[label],
+        markersize=4.5,
         capsize=2,
+        linewidth=1.2,
     )
 
 
-def _side_by_side(report: Report) -> list[tuple[Row, float]]:
-    """Rows that see pictures, each with the factor that keeps it from covering others of equal tokens."""
-    rows = [row for row in report.rows if row.label != report.blind and row.visual_tokens > 0]
-    groups: dict[float, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(row.visual_tokens, []).append(row)
-    return [
-        (row, _NUDGE ** (place - (len(group) - 1) / 2)) for group in groups.values() for place, row in enumerate(group)
-    ]
+def seeing(report: Report) -> list[Row]:
+    """The rows that see pictures."""
+    return [row for row in report.rows if row.label != report.blind and row.visual_tokens > 0]
 
 
-def _percent(estimate: Estimate) -> tuple[float, float, float]:
+def percent(estimate: Estimate) -> tuple[float, float, float]:
     """Value and lengths of the whiskers; a percentile interval may miss its own value by a rounding."""
     return (
         100 * estimate.value,
@@ -169,7 +156,7 @@ def _percent(estimate: Estimate) -> tuple[float, float, float]:
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
@@ -179,19 +166,11 @@ def _percent_axis(axes: Axes, label: str) -> None:
     axes.grid(axis="x", color=NEUTRAL, alpha=0.25)
 
 
-def _token_axis(axes: Axes, ticks: Sequence[float]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("visual tokens per picture (log scale)")
-    axes.margins(x=0.12)
-
-
 def _dimension_names(codes: Sequence[str]) -> list[str]:
     return [DIMENSIONS[code].replace(" and ", "\nand ").replace(" ", "\n", 1) for code in codes]
 
 
-def _svg(figure: Figure, name: str) -> str:
+def as_svg(figure: Figure, name: str) -> str:
     """The figure as an `<svg>` element whose ids start with `name` and whose ink is the page's text colour."""
     buffer = io.StringIO()
     figure.savefig(

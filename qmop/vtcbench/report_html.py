@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from math import isclose
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from qmop.vtcbench import plots
+from qmop.vtcbench import panels, plots
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.report_types import Report, Row, verdict
+from qmop.vtcbench.routing import BRANCH_NAMES, names_of
 from qmop.vtcbench.shards import picture_kind
 from qmop.vtcbench.statistics import Estimate
-from qmop.vtcbench.summary import BRANCH_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class Reply:
     right: bool
     branch_weights: Mapping[str, float]
     """Weight per branch for this very question; empty where there is no router."""
+    drawing: bytes | None = None
+    """What was kept, drawn over the picture; PNG, JPEG or WebP bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,17 @@ def pick_samples(
     return tuple(_sample(found, pictures[found[0].key], branches) for found in turns[:count])
 
 
+def with_drawings(samples: Sequence[Sample], drawings: Mapping[tuple[str, str], bytes]) -> tuple[Sample, ...]:
+    """Samples with what each row kept drawn over the picture; drawings by key and label."""
+    return tuple(
+        replace(
+            sample,
+            replies=tuple(replace(reply, drawing=drawings.get((sample.key, reply.label))) for reply in sample.replies),
+        )
+        for sample in samples
+    )
+
+
 def to_html(report: Report, samples: Sequence[Sample] = ()) -> str:
     """The report as a page.
 
@@ -86,20 +99,64 @@ def to_html(report: Report, samples: Sequence[Sample] = ()) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page.filters.update(percent=_percent, interval=_interval, data_uri=_data_uri)
-    branches, dimensions = plots.branch_weights(report), plots.accuracy_by_dimension(report)
+    page.filters.update(percent=_percent, interval=_interval, data_uri=_data_uri, short=_short)
     return page.get_template("report.html.jinja").render(
         report=report,
         codes=list(report.counts),
         names=DIMENSIONS,
         colours={k: v.replace(plots.INK, "currentColor") for k, v in plots.colours(report).items()},
+        glyphs=plots.glyphs(report),
         standing={row.label: _standing(row, report) for row in report.rows},
         pairs=[(pair, verdict(pair.comparison)) for pair in report.pairs],
-        dimension_plot=Markup(dimensions) if dimensions else None,  # noqa: S704 - our own plot
-        token_plot=Markup(plots.accuracy_by_tokens(report)),  # noqa: S704 - our own plot
-        branch_plot=Markup(branches) if branches else None,  # noqa: S704 - our own plot
+        figures=_figures(report),
+        costed=any(row.cost for row in report.rows),
+        measured=next((row.profile for row in report.rows if row.profile), None),
         samples=samples,
     )
+
+
+def _figures(report: Report) -> list[tuple[str, str, Markup]]:
+    """What each plot shows, its caption and its SVG; plots without data are left out."""
+    blind = f", dashed: {report.blind}" if report.row(report.blind) else ""
+    found = [
+        (
+            "Accuracy of every row in each dimension",
+            "Accuracy by dimension over the items of all levels, with 95 % intervals.",
+            plots.accuracy_by_dimension(report),
+        ),
+        (
+            "Accuracy against visual tokens",
+            f"Accuracy against visual tokens; dotted: chance{blind}; a thin line joins the budgets of one method.",
+            panels.accuracy_by_tokens(report),
+        ),
+        (
+            "Accuracy against difficulty",
+            (
+                "Accuracy against the difficulty of the item, such as the size of the asked-for detail; dotted: chance "
+                "of the very items, since tasks mix. Items of held-out combinations are left out."
+            ),
+            panels.accuracy_by_difficulty(report),
+        ),
+        (
+            "Accuracy against measured prefill",
+            "Accuracy against the measured time of prefill; the line is the Pareto front.",
+            panels.accuracy_by_prefill(report),
+        ),
+        (
+            "Accuracy against computed cost",
+            (
+                "Accuracy against computed cost: multiply-accumulates of the method and of the language model over the "
+                "visual tokens; the line is the Pareto front."
+            ),
+            panels.accuracy_by_macs(report),
+        ),
+        (
+            "Mean router weight per branch and dimension",
+            "Mean weight that the router gives each branch, by dimension.",
+            plots.branch_weights(report),
+        ),
+    ]
+    return [(name, caption, Markup(svg)) for name, caption, svg in found if svg is not None]  # noqa: S704 - our own plots
 
 
 def _standing(row: Row, report: Report) -> str:
@@ -141,12 +198,17 @@ def _named(weights: tuple[float, ...] | None, branches: Sequence[str]) -> dict[s
     """Weights by branch name; branches that were left out are left out here too."""
     if weights is None:
         return {}
-    names = branches if len(branches) == len(weights) else [f"branch {i + 1}" for i in range(len(weights))]
-    return {name: weight for name, weight in zip(names, weights, strict=True) if not isclose(weight, 0.0)}
+    named = zip(names_of(len(weights), branches), weights, strict=True)
+    return {name: weight for name, weight in named if not isclose(weight, 0.0)}
 
 
 def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
+
+
+def _short(value: float) -> str:
+    """Three digits that count, without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")  # noqa: PLR2004 - three digits
 
 
 def _interval(estimate: Estimate) -> str:

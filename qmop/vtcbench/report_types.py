@@ -4,8 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qmop.vtcbench.statistics import Comparison, Estimate
+
+if TYPE_CHECKING:  # both bring torch along, which a report does without
+    from qmop.cost import Cost
+    from qmop.profiler import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterUse:
+    """What a router did over the items of a row."""
+
+    entropy: float
+    """Mean over items of the entropy of the weights, in bits: 0 where one branch has all, log2 of the branches where
+    all have the same."""
+    choices: Mapping[str, float]
+    """Share of items by the branches that ran, such as `resampler + prune`, the most frequent first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One step of a curve: the items whose difficulty is from `low` to `high`, on average `difficulty`."""
+
+    difficulty: float
+    low: float
+    high: float
+    chance: float
+    """Of these very items, since families of several answers meet in one curve."""
+    accuracies: Mapping[str, Estimate]
+    """By label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Accuracy against difficulty, for the tasks of a dimension whose difficulty has one unit."""
+
+    dimension: str
+    unit: str
+    points: tuple[Point, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +62,9 @@ class Row:
     macro: Estimate | None
     """None where no item carries a dimension."""
     dimensions: Mapping[str, Estimate]
+    """Over the items of all levels."""
+    levels: Mapping[str, Estimate]
+    """Accuracy on core, hard and held-out items apart; empty where the report has one level alone."""
     tasks: Mapping[str, Estimate]
     unparsable: int
     missing: int
@@ -35,6 +76,11 @@ class Row:
     """Accuracy minus the blind row's on the items that both have."""
     branch_weights: Mapping[str, Mapping[str, float]]
     """Mean weight per branch, for each dimension and for `all`; empty where the method has no router."""
+    router: RouterUse | None
+    cost: Cost | None
+    """By the checkpoint's configuration, for one picture and one question; None where it is not known."""
+    profile: Profile | None
+    """Measured; None where nobody did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +103,11 @@ class Report:
     task_chance: Mapping[str, float]
     counts: Mapping[str, int]
     """Items per dimension over all rows together; items without a dimension count in the micro average alone."""
+    levels: Mapping[str, int]
+    """Items per level over all rows together, one level or several."""
+    level_chance: Mapping[str, float]
+    curves: tuple[Curve, ...]
+    """Accuracy against difficulty; held-out items are left out, since they are hard for another reason."""
     items: int
     reference: str
     blind: str

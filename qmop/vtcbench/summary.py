@@ -5,21 +5,28 @@ from __future__ import annotations
 import platform
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from itertools import combinations
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from qmop.vtcbench.curves import difficulty_curves
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import RIGHT, Record
 from qmop.vtcbench.report_types import Pair, Report, Row
+from qmop.vtcbench.routing import BRANCH_NAMES, mean_weights, router_use
 from qmop.vtcbench.statistics import RESAMPLES, Comparison, Estimate, accuracy, compare, macro_accuracy
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from qmop.cost import Cost
+    from qmop.profiler import Profile
 
-BRANCH_NAMES = ("resampler", "window_pool", "prune")
-"""The mixture's branches in the order of its router's weights."""
+LEVELS = ("core", "hard", "held_out")
+"""In the order in which they are told."""
+
+T = TypeVar("T")
 
 Answers = dict[str, Record]
 """The records of one label by item key."""
@@ -33,6 +40,8 @@ def summarise(
     seed: int = 0,
     resamples: int = RESAMPLES,
     branches: Sequence[str] = BRANCH_NAMES,
+    costs: Mapping[str, Cost] | None = None,
+    profiles: Mapping[str, Profile] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> Report:
     """Gather records into a report.
@@ -44,6 +53,8 @@ def summarise(
         seed: of the bootstrap.
         resamples: of the bootstrap.
         branches: names of the router's branches.
+        costs: what a label costs by its configuration, where that is known.
+        profiles: what was measured of a label.
         provenance: further facts to print.
 
     Raises:
@@ -54,14 +65,25 @@ def summarise(
     first = next(iter(next(iter(labels.values())).values()))
     labels = dict(sorted(labels.items(), key=lambda pair: (pair[0] != reference, pair[0] == blind)))
     items = {key: record for answers in labels.values() for key, record in answers.items()}
-    maker = _RowMaker(labels, reference, blind, seed=seed, resamples=resamples, items=len(items), branches=branches)
-    rows = tuple(maker.row(label) for label in labels)
+    levels = by_level(Counter(record.level for record in items.values()))
+    maker = _RowMaker(
+        labels, reference, blind, seed=seed, resamples=resamples, items=len(items), branches=branches, levels=levels
+    )
+    rows = tuple(
+        replace(maker.row(label), cost=(costs or {}).get(label), profile=(profiles or {}).get(label))
+        for label in labels
+    )
     return Report(
         rows=rows,
         pairs=tuple(maker.pairs(rows)),
         chance=_chance(items.values()),
         task_chance=_mean_by((record.task, record.chance) for record in items.values()),
         counts=_ordered(Counter(record.dimension for record in items.values())),
+        levels=levels,
+        level_chance=by_level(_mean_by((record.level, record.chance) for record in items.values())),
+        curves=difficulty_curves(
+            (record for answers in labels.values() for record in answers.values()), seed=seed, resamples=resamples
+        ),
         items=len(items),
         reference=reference,
         blind=blind,
@@ -86,7 +108,9 @@ class _RowMaker:
         resamples: int,
         items: int,
         branches: Sequence[str],
+        levels: Mapping[str, int],
     ) -> None:
+        self._levels = levels
         self._labels, self._reference, self._blind = labels, reference, blind
         self._items, self._branches = items, branches
         self._seed, self._resamples = seed, resamples
@@ -95,6 +119,7 @@ class _RowMaker:
         """Everything that the report says about one label."""
         records = list(self._labels[label].values())
         groups = _ordered(_scores_by((record.dimension, record.score) for record in records))
+        levels = _scores_by((record.level, record.score) for record in records) if len(self._levels) > 1 else {}
         tokens = [record.visual_tokens for record in records]
         against = self._compare(self._reference, label)
         gain = self._compare(self._blind, label)
@@ -108,6 +133,7 @@ class _RowMaker:
             micro=self._accuracy([record.score for record in records]),
             macro=macro_accuracy(groups, self._seed, self._resamples) if groups else None,
             dimensions={name: self._accuracy(scores) for name, scores in groups.items()},
+            levels={name: self._accuracy(scores) for name, scores in by_level(levels).items()},
             tasks={
                 name: self._accuracy(scores)
                 for name, scores in _scores_by((record.task, record.score) for record in records).items()
@@ -117,7 +143,10 @@ class _RowMaker:
             seconds=sum(record.seconds for record in records),
             against_reference=against,
             visual_gain=gain.difference if gain else None,
-            branch_weights=_branch_weights(records, self._branches),
+            branch_weights=mean_weights(records, self._branches),
+            router=router_use(records, self._branches),
+            cost=None,
+            profile=None,
         )
 
     def pairs(self, rows: Sequence[Row]) -> list[Pair]:
@@ -189,25 +218,27 @@ def _ordered(groups: Mapping[str, T]) -> dict[str, T]:
     return {code: groups[code] for code in DIMENSIONS if code in groups}
 
 
+def mean_retention(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """The average of the paper's Tables 1 and 2: the mean over benchmarks of score by uncompressed score, in per cent.
+
+    Raises:
+        ValueError: if the two are not of the same benchmarks, or there are none.
+    """
+    if set(scores) != set(reference) or not scores:
+        raise ValueError(f"scores are of {sorted(scores)}, the reference's of {sorted(reference)}: give the same ones")
+    return 100.0 * float(np.mean([scores[name] / reference[name] for name in scores]))
+
+
+def by_level(groups: Mapping[str, T]) -> dict[str, T]:
+    """Core first, then hard, then held-out, then what else there is."""
+    return {name: groups[name] for name in (*LEVELS, *sorted(set(groups) - set(LEVELS))) if name in groups}
+
+
 def _chance(records: Iterable[Record]) -> dict[str, float]:
     pairs = [(record.dimension, record.chance) for record in records]
     means = _ordered(_mean_by(pairs))
     macro = {"macro": float(np.mean(list(means.values())))} if means else {}
     return {**means, "micro": float(np.mean([chance for _, chance in pairs])), **macro}
-
-
-def _branch_weights(records: Sequence[Record], names: Sequence[str]) -> dict[str, dict[str, float]]:
-    groups: dict[str, list[tuple[float, ...]]] = defaultdict(list)
-    for record in records:
-        if record.branch_weights is not None:
-            groups[record.dimension].append(record.branch_weights)
-    if not groups:
-        return {}
-    everything = {**_ordered(groups), "all": [weights for group in groups.values() for weights in group]}
-    means = {name: np.mean(weights, axis=0) for name, weights in everything.items()}
-    width = len(means["all"])
-    known = names if len(names) == width else [f"branch {index + 1}" for index in range(width)]
-    return {name: dict(zip(known, map(float, mean), strict=True)) for name, mean in means.items()}
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from qmop.cost import Cost
+from qmop.profiler import STAGES, Profile, Timing
 from qmop.vtcbench.records import Record, judge
 from qmop.vtcbench.rendered import RenderedItem, suite
 
@@ -51,6 +53,38 @@ def evaluation(answered: Callable[..., list[Record]]) -> list[Record]:
         *answered("average_pool@16", lambda i: draw[i] < 0.5),
         *answered("uncompressed", lambda i: i % 10 != 9, budget=144),
     ]
+
+
+@pytest.fixture
+def cost() -> Cost:
+    """Of round figures."""
+    return Cost(
+        method="m",
+        visual_tokens=16,
+        parameters=10,
+        vision=100,
+        reading=1_000_000_000,
+        question=7,
+        projector=500_000_000,
+        language=22_000_000_000,
+        kv_bytes=8_400_000,
+    )
+
+
+@pytest.fixture
+def measured() -> Profile:
+    """Of a batch of eight: prefill takes 12 ms, every other stage 4."""
+    slow, fast = Timing(median=12.0, low=11.0, high=13.0), Timing(median=4.0, low=3.0, high=5.0)
+    return Profile(
+        stages={name: slow if name == "prefill" else fast for name in STAGES},
+        device="a device",
+        images=8,
+        rows=8,
+        prompt_tokens=30,
+        rounds=5,
+        weights_bytes=1,
+        peak_bytes=1,
+    )
 
 
 def _wrong(rendered: RenderedItem) -> str:

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from qmop.cost import Cost
+from qmop.profiler import Profile
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.report import Report, summarise, to_json, to_markdown
 
@@ -34,7 +36,7 @@ def test_markdown_tables_have_as_many_cells_as_heads(report: Report) -> None:
 
     tables = [block for block in to_markdown(odd).split("\n\n") if block.startswith("|")]
 
-    assert len(tables) == 2
+    assert len(tables) == 3
     for table in tables:
         assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
 
@@ -45,6 +47,31 @@ def test_markdown_says_what_is_missing_and_what_is_noise(evaluation: list[Record
     assert "uncompressed (lacks 2 items)" in text
     assert "below uncompressed (p" in text
     assert "within noise (p" in text or "above (p" in text or "below (p" in text
+
+
+def test_levels_stand_apart_where_there_are_several(evaluation: list[Record], report: Report) -> None:
+    levelled = [replace(record, level="hard" if i % 4 else "core") for i, record in enumerate(evaluation)]
+    parts = to_markdown(summarise(levelled, resamples=100)).split("\n\n")
+    table = parts[parts.index("Accuracy by level:") + 1].splitlines()
+
+    assert table[0] == "| row | core (n=10) | hard (n=30) |"
+    assert len(table) == 2 + 4 + 1
+    assert "over the items of all levels" in " ".join(parts)
+    assert "level" not in to_markdown(report)
+
+
+def test_cost_and_times_stand_on_the_row(evaluation: list[Record], cost: Cost, measured: Profile) -> None:
+    report = summarise(evaluation, resamples=50, costs={"qmop@16": cost}, profiles={"qmop@16": measured})
+    lines = [line for line in to_markdown(report).splitlines() if line.startswith("|")]
+    rows = {line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")] for line in lines[:7]}
+    place = rows["row"].index("LLM GMAC")
+
+    heads = ["LLM GMAC", "KV MB", "method GMAC", "prefill, ms", "first token, ms", "decode, per token, ms"]
+    assert rows["row"][place : place + 6] == heads
+    assert rows["qmop@16"][place : place + 6] == ["22", "8.4", "1.5", "1.5", "0.5", "0.5"]
+    assert rows["blind"][place : place + 6] == ["-"] * 6
+    assert len({len(cells) for cells in rows.values()}) == 1
+    assert json.loads(to_json(report))["rows"][1]["cost"]["language"] == cost.language
 
 
 def test_without_a_reference_nothing_is_compared(evaluation: list[Record]) -> None:

@@ -29,6 +29,16 @@ def test_results_and_samples_hold_one_row(evaluation: list[Record]) -> None:
     assert {"doc", "target", "input", "resps", "filtered_resps", "doc_hash"} <= set(samples[0])
 
 
+def test_levels_stand_beside_the_group_s_accuracy(evaluation: list[Record]) -> None:
+    records = [replace(record, level="hard" if i % 4 else "core") for i, record in enumerate(evaluation)]
+    report = summarise(records, resamples=100)
+
+    results, lines = to_lmms_eval(report, records, "qmop@16")
+
+    assert results["results"]["vtcbench"]["acc_hard,none"] == report.rows[1].levels["hard"].value
+    assert {json.loads(line)["doc"]["level"] for line in lines.splitlines()} == {"core", "hard"}
+
+
 def test_standard_error_is_near_the_binomial_one(evaluation: list[Record]) -> None:
     results, _ = to_lmms_eval(summarise(evaluation), evaluation, "average_pool@16")
     found = results["results"]["vtcbench"]

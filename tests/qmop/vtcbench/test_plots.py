@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -27,7 +26,7 @@ def test_every_plot_is_sound_xml_in_the_page_s_own_ink(report: Report) -> None:
     assert branches is not None
     dimensions = plots.accuracy_by_dimension(report)
     assert dimensions is not None
-    for svg in (dimensions, plots.accuracy_by_tokens(report), branches):
+    for svg in (dimensions, branches):
         assert ET.fromstring(svg).tag == f"{_SVG}svg"
         assert "currentColor" in svg
         assert plots.INK not in svg
@@ -46,10 +45,6 @@ def test_the_dimension_plot_names_the_dimensions_and_draws_every_row(report: Rep
         assert colour.replace(plots.INK, "currentColor") in svg
 
 
-def test_the_token_plot_has_a_tick_per_budget(report: Report) -> None:
-    assert {"16", "144"} <= set(_texts(plots.accuracy_by_tokens(report)))
-
-
 def test_the_branch_plot_names_branches_and_rows(report: Report) -> None:
     svg = plots.branch_weights(report)
 
@@ -57,16 +52,8 @@ def test_the_branch_plot_names_branches_and_rows(report: Report) -> None:
     assert {"resampler", "window_pool", "prune", "qmop@16", "LD", "all"} <= set(_texts(svg))
 
 
-def test_rows_of_equal_tokens_do_not_cover_each_other(answered: Callable[..., list[Record]]) -> None:
-    report = summarise([*answered("a", bool), *answered("b", bool), *answered("c", bool)], resamples=100)
-
-    places = [row.visual_tokens * shift for row, shift in plots._side_by_side(report)]
-
-    assert len(set(places)) == 3
-    assert places[1] == pytest.approx(16)
-
-
 def test_rows_keep_one_colour_and_one_marker_each(report: Report) -> None:
     assert len(set(plots.colours(report).values())) == 4
     assert len(set(plots.markers(report).values())) == 4
     assert plots.colours(report)["blind"] == plots.NEUTRAL
+    assert len(set(plots.glyphs(report).values())) == 4

@@ -8,10 +8,12 @@ from html.parser import HTMLParser
 
 import pytest
 
+from qmop.cost import Cost
+from qmop.profiler import Profile
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.rendered import RenderedItem
-from qmop.vtcbench.report_html import pick_samples, to_html
+from qmop.vtcbench.report_html import pick_samples, to_html, with_drawings
 from qmop.vtcbench.report_types import Report
 from qmop.vtcbench.summary import summarise
 
@@ -95,11 +97,44 @@ def test_every_row_stands_in_the_table_with_value_interval_and_count(report: Rep
     assert report.suite_digest in words
 
 
-def test_three_plots_with_a_router_and_two_without(report: Report, evaluation: list[Record]) -> None:
-    plain = summarise([replace(record, branch_weights=None) for record in evaluation], resamples=500)
+def test_plots_without_data_are_left_out(
+    report: Report, evaluation: list[Record], cost: Cost, measured: Profile
+) -> None:
+    labels = [row.label for row in report.rows]
+    known = summarise(evaluation, costs=dict.fromkeys(labels, cost), profiles=dict.fromkeys(labels, measured))
+    bare = summarise([replace(r, branch_weights=None, difficulty=None) for r in evaluation], resamples=500)
 
-    assert _Page(to_html(report)).tags["svg"] == 3
-    assert _Page(to_html(plain)).tags["svg"] == 2
+    assert _Page(to_html(known)).tags["svg"] == 6
+    assert _Page(to_html(report)).tags["svg"] == 4
+    assert _Page(to_html(bare)).tags["svg"] == 2
+
+
+def test_levels_costs_and_times_are_shown_where_they_are_known(
+    report: Report, evaluation: list[Record], cost: Cost, measured: Profile
+) -> None:
+    levelled = [replace(record, level="held_out" if i % 4 else "core") for i, record in enumerate(evaluation)]
+    known = summarise(levelled, resamples=100, costs={"qmop@16": cost}, profiles={"qmop@16": measured})
+    shown, plain = (" ".join(" ".join(_Page(to_html(one)).words).split()) for one in (known, report))
+
+    for words in ("Accuracy by level", "held-out n = 30", "22.0 8.40 1.50", "1.50 1.38\u20131.62", "a device"):
+        assert words in shown
+    for words in ("Accuracy by level", "GMAC", "quartiles"):
+        assert words not in plain
+    assert "--inspect true" in plain
+    assert "--inspect true" not in shown
+
+
+def test_what_was_kept_is_drawn_under_the_answer(
+    report: Report, evaluation: list[Record], small_suite: list[RenderedItem]
+) -> None:
+    samples = pick_samples(evaluation, {r.item.key: r.image for r in small_suite}, count=2)
+    drawn = with_drawings(samples, {(samples[0].key, "qmop@16"): small_suite[7].image})
+
+    page = _Page(to_html(report, drawn))
+
+    assert page.tags["img"] == 3
+    assert [reply.drawing is not None for reply in drawn[0].replies] == [False, True, False, False]
+    assert sum(base64.b64encode(small_suite[7].image).decode() in address for address in page.addresses) == 1
 
 
 def test_what_a_model_says_is_text_and_never_markup(evaluation: list[Record], small_suite: list[RenderedItem]) -> None:

@@ -1,0 +1,120 @@
+"""A store of made-up answers by real checkpoints, and everything that is written about it."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.progress import Progress
+from jobs import cli
+from jobs.inspection import checkpoints_of
+from pipelines.evaluation.discovery import Candidate, discover
+from pipelines.evaluation.runner import EvaluateResult
+from pipelines.evaluation.store import read_index, write_index
+from pipelines.evaluation.units import Generation, commit, plan_units
+from pipelines.training.exports import WEIGHTS, publish
+from qmop.loading import derive
+from qmop.tiny.base import base_path
+from qmop.vtcbench.records import judge
+from qmop.vtcbench.rendered import RenderedItem
+from qmop.vtcbench.suite import SuiteManifest, read_shard, write_suite
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A mixture, as it is before any training."""
+    model, processor = derive(base_path("tiny"), "qmop", 16)
+    model.save_pretrained(tmp_path / "mixture")
+    processor.save_pretrained(tmp_path / "mixture")
+    return tmp_path / "mixture"
+
+
+@pytest.fixture
+def results(tmp_path: Path, checkpoint: Path) -> str:
+    suite = write_suite(tmp_path / "suite", 3, 100, 100)
+    items = read_shard(suite.folder, suite.shards[0])
+    found = discover(["uncompressed=tiny", f"mine={checkpoint}"])
+    return _store(str(tmp_path / "results"), suite, items, found.candidates)
+
+
+def _store(store: str, suite: SuiteManifest, items: list[RenderedItem], candidates: tuple[Candidate, ...]) -> str:
+    units = plan_units(candidates, suite, Generation(max_new_tokens=4))
+    for unit in units:
+        one = unit.candidate
+        facts = {"checkpoint": one.digest, "label": one.label, "method": one.method, "budget": one.budget}
+        facts |= {"visual_tokens": one.budget, "suite_digest": suite.digest, "shard": unit.shard.url}
+        commit(unit, store, [judge(r.item, r.item.choices[0], **facts) for r in items])
+    result = EvaluateResult(
+        records=(),
+        planned=len(units),
+        done=len(units),
+        reused=0,
+        failed={},
+        suite=suite,
+        units=tuple(unit.id for unit in units),
+    )
+    write_index(store, result)
+    return store
+
+
+def test_cost_is_told_without_loading_and_times_and_drawings_with_it(
+    results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["report", "--results", results]) == 0
+    plain = json.loads(Path(results, "report.json").read_text())
+    rows = {row["label"]: row for row in plain["rows"]}
+
+    assert rows["uncompressed"]["cost"]["visual_tokens"] == 144
+    assert rows["mine"]["cost"]["visual_tokens"] == 16
+    assert rows["mine"]["cost"]["kv_bytes"] * 9 == rows["uncompressed"]["cost"]["kv_bytes"]
+    assert rows["mine"]["profile"] is None
+    assert plain["levels"] == {"core": 60, "hard": 20, "held_out": 20}
+    assert "data:image/webp" not in Path(results, "report.html").read_text()
+
+    wanted = ["--inspect", "true", "--rounds", "1", "--samples", "2", "--output", str(tmp_path / "page")]
+    assert cli.run(["report", "--results", results, *wanted]) == 0
+    page = (tmp_path / "page" / "report.html").read_text()
+    profile = json.loads((tmp_path / "page" / "report.json").read_text())["rows"][1]["profile"]
+
+    assert (profile["rows"], profile["rounds"]) == (8, 1)
+    assert page.count("data:image/webp") == 2  # the mixture on two samples; without compression there is nothing
+    assert "measured prefill, ms per question" in page
+    assert "checkpoints inspected: 2/2" in capsys.readouterr().err
+    assert (tmp_path / "page" / "lmms_eval" / "mine" / "results.json").is_file()
+
+
+def test_a_checkpoint_that_is_gone_has_a_row_without_cost(
+    results: str, checkpoint: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint.rename(checkpoint.with_name("elsewhere"))
+
+    assert cli.run(["report", "--results", results, "--inspect", "true", "--rounds", "1", "--samples", "0"]) == 0
+    rows = json.loads(Path(results, "report.json").read_text())["rows"]
+
+    assert [(row["cost"] is None, row["profile"] is None) for row in rows] == [(False, False), (True, True)]
+    assert f"no cost of mine: its checkpoint is no longer at {checkpoint}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_whose_place_another_took_is_not_taken_for_it(results: str, tmp_path: Path) -> None:
+    records, _ = read_index(results)
+    mine = next(record for record in records if record.label == "mine")
+    model, processor = derive(base_path("tiny"), "average_pool", 16)
+    facts = {"stage": "tune", "step": 1, "compressor": "average_pool", "tokens": 16, "seed": 0}
+    facts |= {"recipe_digest": "r", "corpus_digest": "c"}
+    card = publish(model, processor, model.state_dict(), str(tmp_path / "mixture"), facts)
+    said = io.StringIO()
+
+    assert "mine" not in checkpoints_of(results, records, Progress(said))
+    assert f"another checkpoint is at {tmp_path / 'mixture'} now" in said.getvalue()
+    assert "mine" in checkpoints_of(results, [replace(mine, checkpoint=card.digest)], Progress(said))
+    (tmp_path / "mixture" / WEIGHTS).unlink()
+    assert checkpoints_of(results, [replace(mine, checkpoint=card.digest)], Progress(said)) == {}
+
+
+def test_a_recipe_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["report", "--results", "x", "--rounds", "0"]) == cli.MISTAKE
+    assert "rounds is 0" in capsys.readouterr().err

@@ -114,7 +114,7 @@ def _judge(recipe: QuickstartRecipe, runs: dict[str, tuple[str, ...]], progress:
         assert not compressed or record.visual_tokens == recipe.tokens, (
             f"{record.label} answered {record.key} with {record.visual_tokens} visual tokens, not {recipe.tokens}"
         )
-    return write_report(ReportRecipe(results=store), progress), not result.failed
+    return write_report(ReportRecipe(results=store, inspect=True), progress), not result.failed
 
 
 def _best(report: Report, exports: tuple[str, ...]) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qmop.vtcbench.summary import mean_retention
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -65,11 +67,6 @@ def read_scores(folder: Path) -> Scores:
     return {column.title: column.scale * _score(results, column, files[-1]) for column in COLUMNS}
 
 
-def average(row: Mapping[str, float], vanilla: Mapping[str, float]) -> float:
-    """The paper's average: the mean over benchmarks of score by uncompressed score, in per cent."""
-    return 100.0 * sum(row[column.title] / vanilla[column.title] for column in COLUMNS) / len(COLUMNS)
-
-
 def printed(name: str) -> Scores | None:
     """The paper's row of a method, if it has one."""
     row = PRINTED.get(name)
@@ -103,4 +100,4 @@ def _score(results: dict[str, Any], column: Column, source: Path) -> float:
 
 def _line(name: str, row: Mapping[str, float], vanilla: Mapping[str, float]) -> str:
     cells = [f"{row[column.title]:.0f}" if column.title == "MME" else f"{row[column.title]:.1f}" for column in COLUMNS]
-    return f"| {name} | {' | '.join(cells)} | {average(row, vanilla):.2f} |"
+    return f"| {name} | {' | '.join(cells)} | {mean_retention(row, vanilla):.2f} |"

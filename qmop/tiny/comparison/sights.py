@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.tiny.pretraining.world import normalise
 from qmop.views import View, as_features, look
 
-_BATCH, _DRAFT = 100, ".draft"
+_BATCH = 100
 
 
 class Sights:
@@ -59,13 +60,13 @@ class Sights:
             for name, path in paths.items():
                 values = found[name].half().numpy()
                 if name not in drafts:
-                    drafts[name] = _draft(path, (len(pixels), *values.shape[1:]))
+                    drafts[name] = _array(_draft(path), (len(pixels), *values.shape[1:]))
                 drafts[name][rows] = values
             if first % (10 * _BATCH) == 0:
                 say(f"tower: picture {first} of {len(pixels)}")
         for name, draft in drafts.items():
             draft.flush()
-            paths[name].with_suffix(_DRAFT).replace(paths[name])
+            _draft(paths[name]).replace(paths[name])
 
     def rows(self, view: View, rows: np.ndarray | slice) -> VisualFeatures:
         """The features of some pictures, in single precision."""
@@ -85,9 +86,14 @@ class Sights:
         return self._folder / shown / f"{name.replace(',', '_')}.npy"
 
 
-def _draft(path: Path, shape: tuple[int, ...]) -> np.memmap:
+def _draft(path: Path) -> Path:
+    """Where this process writes a file that is not finished; another one may be writing the same."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _array(path: Path, shape: tuple[int, ...]) -> np.memmap:
     path.parent.mkdir(parents=True, exist_ok=True)
-    return np.lib.format.open_memmap(path.with_suffix(_DRAFT), mode="w+", dtype=np.float16, shape=shape)
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
 
 
 class Questions:

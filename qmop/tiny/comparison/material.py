@@ -115,8 +115,9 @@ def _readers(settings: Settings, rows: Sequence[tuple[Row, int]]) -> list[tuple[
 
 
 def base_digest(settings: Settings) -> str:
-    """SHA-256 of the base's weights."""
-    return hashlib.sha256((base_path(settings.base) / "model.safetensors").read_bytes()).hexdigest()
+    """SHA-256 of the base's weights and of what the renderer draws: all that runs stand on beside their settings."""
+    weights = (base_path(settings.base) / "model.safetensors").read_bytes()
+    return hashlib.sha256(weights + _renderer().encode()).hexdigest()
 
 
 @cache

@@ -223,3 +223,37 @@ def test_dense_execution_gives_the_same_and_runs_everything(make_features: MakeF
     torch.testing.assert_close(found.tokens_BMC, expected.tokens_BMC, rtol=0, atol=1e-6)
     assert torch.equal(found.branch_weights_BS, expected.branch_weights_BS)
     assert {name: len(seen[name][0]) for name in BRANCHES} == dict.fromkeys(BRANCHES, 12)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_equal_weights_are_the_mean_of_the_branches_without_a_router(
+    make_features: MakeFeatures, make_query: MakeQuery, *, training: bool
+) -> None:
+    method, features, query = mixture(select="equal").train(training), make_features(4), make_query(4)
+    method.router.register_forward_pre_hook(lambda *_: pytest.fail("the router was asked"))
+    fused = method(features, query)
+    assert fused.branch_weights_BS.tolist() == [[pytest.approx(1 / 3)] * 3] * 4
+    mean = torch.stack(each_branch(method, features, query)).mean(0)
+    torch.testing.assert_close(fused.tokens_BMC, mean, rtol=0, atol=1e-6)
+
+
+def test_equal_weights_leave_the_router_without_a_gradient(make_features: MakeFeatures, make_query: MakeQuery) -> None:
+    method = mixture(select="equal").train()
+    method(make_features(3), make_query(3)).tokens_BMC.pow(2).sum().backward()
+    silent = {name for name, value in method.named_parameters() if value.grad is None or not value.grad.any()}
+    assert silent == {name for name, _ in method.named_parameters() if name.startswith("router.")}
+
+
+def test_a_router_that_reads_nothing_fuses_every_picture_alike_and_learns(
+    make_features: MakeFeatures, make_query: MakeQuery
+) -> None:
+    method, features, query = mixture(router={"inputs": "none"}), make_features(5), make_query(5)
+    chosen = method(features, query).branch_weights_BS
+    assert torch.equal(chosen, chosen[:1].expand(5, 3))
+    assert sorted((chosen[0] > 0).tolist()) == [False, True, True]
+    weights = method.train()(features, query).branch_weights_BS
+    assert torch.equal(weights, weights[:1].expand(5, 3))
+    assert (weights - 1 / 3).abs().max() > 0.01
+    method(features, query).tokens_BMC.pow(2).sum().backward()
+    assert method.router.leave.bias.grad.abs().min() > 0
+    assert not method.router.enter.weight.grad.any()  # what it would read is zero

@@ -119,3 +119,35 @@ def test_a_threshold_keeps_what_exceeds_it_and_always_the_strongest() -> None:
 
 def test_all_changes_nothing() -> None:
     assert torch.equal(select_branches(WEIGHTS, "all", 1, 0.9), WEIGHTS)
+
+
+def test_equal_weights_need_no_choice() -> None:
+    assert torch.equal(select_branches(WEIGHTS, "equal", 1, 0.9), WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reads_picture", "reads_question"),
+    [("both", True, True), ("image", True, False), ("text", False, True), ("none", False, False)],
+)
+def test_the_router_reads_what_it_is_told_to(inputs: str, *, reads_picture: bool, reads_question: bool) -> None:
+    guide = router(inputs=inputs)
+    weights = guide(SUMMARY, TEXT)
+    assert ((guide(SUMMARY.flip(0), TEXT) - weights).abs().max() > 0.01) == reads_picture
+    assert ((guide(SUMMARY, TEXT.flip(0)) - weights).abs().max() > 0.01) == reads_question
+
+
+def test_a_router_that_reads_nothing_gives_all_the_same_learned_weights() -> None:
+    guide = router(inputs="none", temperature=1.0)
+    first = guide(SUMMARY, TEXT)
+    assert torch.equal(first, first[:1].expand(64, 3))
+    logits = F.gelu(guide.enter.bias) @ guide.leave.weight.T + guide.leave.bias
+    torch.testing.assert_close(first[0], logits.softmax(0))
+    assert (first[0] - 1 / 3).abs().max() > 0.001
+    with torch.no_grad():
+        guide.leave.bias.copy_(torch.tensor([2.0, 0.0, -2.0]))
+    assert guide(SUMMARY, TEXT)[5].argsort(descending=True).tolist() == [0, 1, 2]
+
+
+def test_inputs_that_are_none_of_these_are_refused() -> None:
+    with pytest.raises(ValueError, match="inputs is 'question': choose one of both, image, text, none"):
+        router(inputs="question")

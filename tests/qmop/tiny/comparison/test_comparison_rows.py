@@ -1,0 +1,128 @@
+"""What is planned, and under which name its results are kept."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from qmop.annealing import RouterSchedule
+from qmop.configuration_qmop import QMoPConfig
+from qmop.loading import declared
+from qmop.tiny.base import base_path
+from qmop.tiny.comparison.rows import (
+    ABLATIONS,
+    BUDGETS,
+    FULL,
+    ORACLE,
+    ORACLE_OF,
+    OTHER_METHODS,
+    PRIMARY,
+    PRIMARY_ROWS,
+    REGISTERED,
+    ROWS,
+    Settings,
+    Unit,
+    plan,
+)
+
+UNIT = Unit(row=ROWS["qmop"], tokens=16, seed=1)
+
+
+def names(rows: tuple[Any, ...]) -> list[str]:
+    return [row.name for row in rows]
+
+
+def test_the_primary_budget_comes_first_and_there_seed_by_seed() -> None:
+    planned = plan(["qmop", "blind", "uncompressed", "prune"], BUDGETS, 2)
+    assert [unit.label for unit in planned] == [
+        *("qmop @16 #0", "blind @16 #0", "uncompressed @144 #0", "prune @16 #0"),
+        *("qmop @16 #1", "blind @16 #1", "uncompressed @144 #1", "prune @16 #1"),
+        *("qmop @36 #0", "prune @36 #0", "qmop @36 #1", "prune @36 #1"),
+        *("qmop @9 #0", "prune @9 #0", "qmop @9 #1", "prune @9 #1"),
+    ]
+
+
+def test_every_row_has_its_number_of_runs() -> None:
+    planned = Counter((unit.row.name, unit.tokens) for unit in plan(names(PRIMARY_ROWS), BUDGETS))
+    six = {"resampler", "window_pool", "prune", "fusion", "tokenpacker", "qmop"}
+    three = {"random", "downsample", "average_pool"}
+    expected = {(name, 16): 6 for name in six} | {(name, 16): 3 for name in three}
+    expected |= {(name, tokens): 2 for name in six | three for tokens in (36, 9)}
+    expected |= {("uncompressed", 144): 3, ("blind", 16): 3, ("blind pruning", 16): 2, ("oracle pruning", 16): 2}
+    assert planned == expected
+    assert Counter(unit.tokens for unit in plan(names(ABLATIONS), BUDGETS)) == {16: 36}
+    assert Counter(unit.tokens for unit in plan(names(OTHER_METHODS), [36])) == {36: 22}
+
+
+def test_what_is_compared_exists_and_has_runs_enough() -> None:
+    assert len(ROWS) == len(PRIMARY_ROWS) + len(OTHER_METHODS) + len(ABLATIONS)
+    assert ORACLE not in ROWS
+    compared = {name for pair in REGISTERED for name in pair}
+    assert {ROWS[name].seeds for name in compared} == {6}
+    assert {name: ROWS[name].group for name in ORACLE_OF} == dict.fromkeys(ORACLE_OF, "branch")
+
+
+def test_every_planned_run_suits_the_base() -> None:
+    base = QMoPConfig.from_pretrained(base_path("tiny")).to_dict()
+    runs = {(unit.row.name, unit.tokens): unit for unit in plan(list(ROWS), BUDGETS)}
+    for unit in runs.values():
+        row = unit.row
+        changed = {"compressor": row.method, "compressor_tokens": unit.tokens, "compressor_options": row.options}
+        assert declared(QMoPConfig.from_dict({**base, **changed})).name == row.method
+    assert len(runs) == 4 + 3 * 9 + 3 * 11 + 12
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((["qmop", "qmopp", "x"], BUDGETS), "rows names qmopp, x, which are none: choose among uncompressed, blind"),
+        ((["qmop"], [16, 25]), r"budgets names 25, at which no row runs: choose among \(16, 36, 9\)"),
+        ((["qmop"], BUDGETS, 0), "seeds is 0, but a row needs a run"),
+    ],
+)
+def test_what_is_not_there_is_refused(asked: tuple[Any, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        plan(*asked)
+
+
+def test_a_row_asked_for_twice_runs_once() -> None:
+    """Else its runs would count double, and every interval would be too narrow."""
+    assert plan(["qmop", "blind", "qmop"], BUDGETS) == plan(["qmop", "blind"], BUDGETS)
+
+
+def digest(unit: Unit = UNIT, settings: Settings | None = None, base: str = "a") -> str:
+    return unit.digest(Settings() if settings is None else settings, base)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"name": "other"},
+        {"method": "qmop-elastic"},
+        {"options": {**UNIT.row.options, "top_k": 1}},
+        {"aligned": False},
+        {"router": RouterSchedule(noise_start=0.5)},
+        {"shuffled": True},
+        {"oracle": True},
+        {"seeded": True},
+    ],
+)
+def test_the_digest_changes_with_the_row(changed: dict[str, Any]) -> None:
+    assert digest(replace(UNIT, row=replace(UNIT.row, **changed))) != digest()
+
+
+def test_the_digest_changes_with_whatever_else_shapes_the_result() -> None:
+    other = [digest(replace(UNIT, tokens=36)), digest(replace(UNIT, seed=2)), digest(base="b")]
+    shared = [field.name for field in fields(Settings) if field.name != "base"]
+    other += [digest(settings=replace(Settings(), **{name: 2 * getattr(Settings(), name)})) for name in shared]
+    assert len({digest(), *other}) == 1 + 3 + len(shared)
+    assert len(shared) > 8
+
+
+def test_the_digest_is_the_same_wherever_the_base_lies_and_however_many_runs_there_are() -> None:
+    assert digest(settings=Settings(base="another folder")) == digest()
+    fewer = replace(UNIT.row, seeds=1, budgets=(PRIMARY, FULL), group="ablation")
+    assert digest(replace(UNIT, row=fewer)) == digest()

@@ -45,6 +45,7 @@ def small(method: str, tokens: int | None = 16, width: int = 160, **options: Any
     language.num_hidden_layers, language.hidden_size = 2, width
     language.num_attention_heads = language.num_key_value_heads = width // 32
     config.vision_config.num_hidden_layers = 3
+    config.feature_levels = [0, 1, 2, 3]
     torch.manual_seed(0)
     model = QMoPForConditionalGeneration(config).eval()
     for name, parameter in model.named_parameters():

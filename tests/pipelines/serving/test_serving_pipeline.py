@@ -40,7 +40,7 @@ def progress(log: io.StringIO) -> Progress:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("checkpoints") / "tiny"
-    torch.manual_seed(0)  # these weights say one ordinary word for ever, which long streams need
+    torch.manual_seed(14)  # these weights say one ordinary word for ever, which long streams need
     tiny_model("qmop", 16).save_pretrained(folder)
     tiny_processor(16).save_pretrained(folder)
     return str(folder)

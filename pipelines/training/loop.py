@@ -15,7 +15,7 @@ from pipelines.training.states import Found, forget_unfinished, latest
 
 
 def train_loop(settings: LoopSettings) -> None:
-    """Entry point of a training process under Ray Train."""
+    """Run the stages that are not finished; from where the latest state of the run stands, if there is one."""
     quiet_start()
     import deepspeed  # noqa: PLC0415 - after quiet_start
 

@@ -20,9 +20,9 @@ from pipelines.board import listening, open_board
 from pipelines.corpus.feed import READING_CPUS
 from pipelines.corpus.manifest import Manifest, load_manifest
 from pipelines.training.bases import base_config, base_of, require_eyes_for_words
+from pipelines.training.entry import Sealed, enter
 from pipelines.training.exports import CARD, WEIGHTS, is_complete
 from pipelines.training.failures import explained
-from pipelines.training.loop import train_loop
 from pipelines.training.news import News
 from pipelines.training.plans import LoopSettings, StagePlan, export_uris, stage_plans
 from pipelines.training.recipe import SHAPING, TrainRecipe, compressor_options
@@ -144,8 +144,8 @@ def _fit(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress, 
     board = open_board()
     filesystem, path = arrow_filesystem(join(recipe.output, "ray"))
     trainer = TorchTrainer(
-        train_loop,
-        train_loop_config=LoopSettings(recipe=recipe, plans=plans, board=board),  # type: ignore[arg-type]
+        enter,
+        train_loop_config=Sealed(settings=ray.put(LoopSettings(recipe=recipe, plans=plans, board=board))),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=recipe.watchdog_s),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(recipe.min_workers, recipe.workers) if recipe.min_workers else recipe.workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
             yield number, function(item)
         return
     shared, worker = ray.put(function), ray.remote(_call)
-    slots = max(1, int(ray.cluster_resources().get("CPU", 1))) + _AHEAD
+    slots = _slots()
     numbers: dict[ray.ObjectRef, int] = {}
     while True:
         for number, item in islice(waiting, slots - len(numbers)):
@@ -36,6 +37,15 @@ def spread(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterato
             return
         done, _ = ray.wait(list(numbers), num_returns=1)
         yield numbers.pop(done[0]), _result(done[0])
+
+
+def _slots() -> int:
+    """How many tasks to have under way: some more than CPUs, but no more processes than cores on a machine alone.
+
+    Ray counts more CPUs than there are cores where it is told so, as embedded clusters are.
+    """
+    cpus, cores = int(ray.cluster_resources().get("CPU", 1)), os.cpu_count() or 1
+    return cores if len(ray.nodes()) == 1 and cpus > cores else max(1, cpus) + _AHEAD
 
 
 def mapped(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:

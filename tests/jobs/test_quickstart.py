@@ -13,7 +13,7 @@ from tests.fixtures.other_cluster import Other, environment
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
 
 SMALL = ["--samples", "200", "--suite.count", "50", "--suite.items_per_shard", "25"]
-SMALL += ["--train.align.steps", "2", "--train.tune.steps", "4", "--train.log_every", "2"]
+SMALL += ["--train.align.steps", "2", "--train.tune.steps", "4", "--train.log_every", "2", "--train.workers", "1"]
 
 
 def quickstart(output: Path, home: Path, path: str) -> subprocess.CompletedProcess[str]:

@@ -72,7 +72,7 @@ def test_a_kill_at_any_moment_changes_nothing(plain: TrainRecipe, seed: int) -> 
     workers, zero = draws.choice((1, 2, 3)), draws.choice((1, 2, 3))
     when, words = moment(draws, run)
     rank = draws.randrange(workers)
-    with killed(when, rank) as victims:
+    with killed(when, which=rank) as victims:
         train(replace(plain, output=str(run), workers=workers, zero=zero), Progress(stream=io.StringIO()))
     require_same(plain, run)
     proof = audit(str(run / "ledger" / "tune"))

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.storage import exists, join, read_bytes
+from cluster.storage import exists, join, list_files, read_bytes
 from pipelines.training.states import CARD
 
 _POLL_S, _LONGEST_S = 0.02, 240.0
@@ -38,10 +38,10 @@ def visible(run: Path | str, name: str) -> Moment:
     return lambda: exists(join(run, "states", name, CARD))
 
 
-def under_way(run: Path, name: str) -> Moment:
+def under_way(run: Path | str, name: str) -> Moment:
     """As soon as a state has files but no card yet."""
-    folder = run / "states" / name
-    return lambda: folder.is_dir() and any(folder.iterdir()) and not (folder / CARD).exists()
+    folder = join(run, "states", name)
+    return lambda: exists(folder) and bool(list_files(folder, recursive=True)) and not exists(join(folder, CARD))
 
 
 @contextmanager
@@ -67,8 +67,8 @@ def meanwhile(*acts: tuple[Moment, Callable[[], None]]) -> Iterator[None]:
 
 
 @contextmanager
-def killed(moment: Moment, which: int = -1) -> Iterator[list[int]]:
-    """Kill one worker at a moment of what runs in the block; the killed process's id."""
+def killed(*moments: Moment, which: int = -1) -> Iterator[list[int]]:
+    """Kill one worker at each moment of what runs in the block, one after the other; the killed processes' ids."""
     victims: list[int] = []
 
     def kill() -> None:
@@ -76,7 +76,10 @@ def killed(moment: Moment, which: int = -1) -> Iterator[list[int]]:
         victim.send_signal(signal.SIGKILL)
         victims.append(victim.pid)
 
-    with meanwhile((lambda: moment() and bool(workers()), kill)):
+    def ready(moment: Moment) -> Moment:
+        return lambda: moment() and bool(workers())
+
+    with meanwhile(*((ready(moment), kill) for moment in moments)):
         yield victims
 
 

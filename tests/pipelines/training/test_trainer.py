@@ -103,9 +103,9 @@ def mixed(ground: Path) -> Path:
     return output
 
 
-def _curve_of_fifty(ground: Path, mixed: Path, zero: int, workers: int) -> list[float]:
-    tune = StageRecipe(steps=50, projector_rate=5e-4, language_rate=5e-4)
-    output = ground / f"fifty-{zero}-{workers}"
+def _curve(ground: Path, mixed: Path, steps: int, zero: int, workers: int) -> list[float]:
+    tune = StageRecipe(steps=steps, projector_rate=5e-4, language_rate=5e-4)
+    output = ground / f"curve-{steps}-{zero}-{workers}"
     sizes = {"micro_batch": 3, "global_batch": 6, "zero": zero, "workers": workers, "align": StageRecipe(steps=0)}
     train(recipe(ground, corpus=str(mixed), output=str(output), tune=tune, **sizes), Progress())
     return [note["loss"] for note in notes(output, "step")]
@@ -114,21 +114,25 @@ def _curve_of_fifty(ground: Path, mixed: Path, zero: int, workers: int) -> list[
 @pytest.fixture(scope="module")
 def alone(ground: Path, mixed: Path) -> list[float]:
     """Losses of fifty steps in one process."""
-    return _curve_of_fifty(ground, mixed, zero=1, workers=1)
+    return _curve(ground, mixed, 50, zero=1, workers=1)
 
 
-@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak), 3])
+@pytest.mark.soak
+@pytest.mark.parametrize("zero", [1, 2, 3])
 def test_two_processes_take_the_same_fifty_steps_as_one(
     ground: Path, mixed: Path, alone: list[float], zero: int
 ) -> None:
     """In fp32, over batches that mix no, one and three pictures; sums are taken in another order."""
     assert len(set(alone)) == 50
-    assert _curve_of_fifty(ground, mixed, zero=zero, workers=2) == pytest.approx(alone, rel=1e-4)
+    assert _curve(ground, mixed, 50, zero=zero, workers=2) == pytest.approx(alone, rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("method", "special"),
-    [("qmop-elastic", {"options": {"budgets": [16, 4]}}), ("recoverable", {"lora": LoraRecipe(rank=4, alpha=8)})],
+    [
+        pytest.param("qmop-elastic", {"options": {"budgets": [16, 4]}}, marks=pytest.mark.soak),
+        ("recoverable", {"lora": LoraRecipe(rank=4, alpha=8)}),
+    ],
 )
 def test_mixed_batches_step_under_zero_3_with_two_ranks(
     ground: Path, mixed: Path, tmp_path: Path, method: str, special: dict[str, object]
@@ -174,14 +178,18 @@ def unreadable_word(ground: Path, tmp_path: Path) -> tuple[Path, str]:
     return tmp_path / "base", word
 
 
-def test_samples_without_a_finite_loss_are_skipped_or_end_the_run_by_recipe(
+def unreadable(ground: Path, base: Path, output: Path, **changes: object) -> TrainRecipe:
+    tune = StageRecipe(steps=6, projector_rate=1e-3, language_rate=1e-3)
+    shared = {"base": str(base), "align": StageRecipe(steps=0), "tune": tune, "micro_batch": 1, "global_batch": 4}
+    return recipe(ground, output=str(output), **shared, **changes)
+
+
+def test_samples_without_a_finite_loss_are_skipped(
     ground: Path, unreadable_word: tuple[Path, str], tmp_path: Path
 ) -> None:
     base, word = unreadable_word
-    tune = StageRecipe(steps=6, projector_rate=1e-3, language_rate=1e-3)
-    shared = {"base": str(base), "align": StageRecipe(steps=0), "tune": tune, "micro_batch": 1, "global_batch": 4}
     said = io.StringIO()
-    result = train(recipe(ground, on_nan="skip", output=str(tmp_path / "run"), **shared), Progress(stream=said))
+    result = train(unreadable(ground, base, tmp_path / "run", on_nan="skip"), Progress(stream=said))
     assert all(math.isfinite(note["loss"]) for note in notes(tmp_path / "run", "step"))
     skipped = {key for note in notes(tmp_path / "run", "skipped") for key in note["keys"]}
     asking = {sample["__key__"] for sample in _samples(ground / "corpus") if word in str(sample["json"])}
@@ -190,8 +198,15 @@ def test_samples_without_a_finite_loss_are_skipped_or_end_the_run_by_recipe(
     assert f"these samples were left out: ['{min(skipped)}']" in said.getvalue()
     state = qmop.load(result.exports[-1])[0].model.multi_modal_projector.state_dict()
     assert all(torch.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.soak
+def test_samples_without_a_finite_loss_end_the_run_where_they_are_not_skipped(
+    ground: Path, unreadable_word: tuple[Path, str], tmp_path: Path
+) -> None:
+    asked = unreadable(ground, unreadable_word[0], tmp_path / "stops", max_failures=0)
     with pytest.raises(JobFailedError, match=r"FloatingPointError: the loss of tune step \d is nan; in it were"):
-        train(recipe(ground, max_failures=0, output=str(tmp_path / "stops"), **shared), Progress(stream=io.StringIO()))
+        train(asked, Progress(stream=io.StringIO()))
 
 
 def _samples(corpus: Path) -> list[dict[str, object]]:

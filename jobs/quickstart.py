@@ -32,8 +32,8 @@ def _tiny_training() -> TrainRecipe:
         corpus="",
         output="",
         options={"branches": {"resampler": _FROM_FEATURES, "window_pool": _FROM_FEATURES}},
-        align=StageRecipe(steps=60),
-        tune=StageRecipe(steps=240, projector_rate=1e-3, language_rate=5e-4, exports=2),
+        align=StageRecipe(steps=150),
+        tune=StageRecipe(steps=240, projector_rate=5e-4, language_rate=5e-4, exports=2),
     )
 
 

@@ -118,9 +118,9 @@ class TrainRecipe:
     compressor: str = "qmop"
     tokens: int = 16
     options: dict[str, Any] = field(default_factory=dict)
-    align: StageRecipe = field(default_factory=lambda: StageRecipe(steps=60))
+    align: StageRecipe = field(default_factory=lambda: StageRecipe(steps=150))
     tune: StageRecipe = field(
-        default_factory=lambda: StageRecipe(steps=200, projector_rate=1e-3, language_rate=5e-4, exports=2)
+        default_factory=lambda: StageRecipe(steps=240, projector_rate=5e-4, language_rate=5e-4, exports=2)
     )
     lora: LoraRecipe = field(default_factory=LoraRecipe)
     router: RouterSchedule = field(default_factory=RouterSchedule)

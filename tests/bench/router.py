@@ -2,14 +2,14 @@
 
 Runs of the comparison at tiny size (`qmop.tiny.comparison`) that differ in the router's schedule alone. Every 25 steps
 of the tuning stage the router weights the branches for the same rendered items, without noise, at its present
-temperature. Material is kept in `runs/comparison`, so a second measurement begins at once.
+temperature. Material and finished runs are kept in `runs/comparison`, so what was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from qmop.annealing import RouterSchedule
-from qmop.compressors.mixture import BRANCHES, TUNE, Mixture
+from qmop.compressors.mixture import BRANCHES, Mixture
 from qmop.tiny.comparison.material import Material, make_material
 from qmop.tiny.comparison.rows import PRIMARY, ROWS, Settings, Unit
 from qmop.tiny.comparison.runs import examine
@@ -30,6 +30,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 PICTURE, WORK = Path(__file__).with_name("router.png"), Path("runs/comparison/material")
+COURSES = Path("runs/comparison/router")
 SETTINGS = Settings(items=1000, suite_seed=6000)
 SEEDS, WORKERS = (0, 1), 2
 PLAIN = RouterSchedule()
@@ -77,7 +78,23 @@ def weigh(student: Student, material: Material) -> NDArray[np.float64]:
     return weights
 
 
+def kept(name: str, seed: int) -> Path:
+    """Where a finished run is kept."""
+    return COURSES / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}.npz"
+
+
 def course(name: str, seed: int) -> Course:
+    """Train one schedule and look on, or read what was kept of it."""
+    if kept(name, seed).is_file():
+        with np.load(kept(name, seed), allow_pickle=False) as file:
+            return Course(**{field: file[field] for field in file.files} | {"accuracy": float(file["accuracy"])})
+    found = run_course(name, seed)
+    COURSES.mkdir(parents=True, exist_ok=True)
+    np.savez(kept(name, seed), **asdict(found))
+    return found
+
+
+def run_course(name: str, seed: int) -> Course:
     """Train one schedule and look on."""
     torch.set_num_threads(1)
     material = make_material(SETTINGS, WORK, lambda _: None)
@@ -85,7 +102,7 @@ def course(name: str, seed: int) -> Course:
     student, looks = enrol(SETTINGS, unit), []
 
     def look(_: str) -> None:
-        if student.compressor.stage == TUNE:  # type: ignore[union-attr] # a mixture
+        if student.model.lm_head.weight.requires_grad:  # it tunes
             looks.append(weigh(student, material))
 
     tune(student, SETTINGS, unit, material, look)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from qmop.vtcbench.dimensions import FAMILIES
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.rendered import RenderedItem, suite, suite_digest
 from qmop.vtcbench.shards import pack_shard, unpack_shard
+from qmop.whole_files import write_whole
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
@@ -165,7 +165,7 @@ def write_suite(
     if (home / MANIFEST).is_file():
         return _reuse(load_suite(home), wanted)
     manifest = _write_shards(home, wanted, progress)
-    _replace(home / MANIFEST, manifest.to_json().encode())
+    write_whole(home / MANIFEST, manifest.to_json().encode())
     return manifest
 
 
@@ -202,7 +202,7 @@ def _write_shards(home: Path, wanted: Mapping[str, Any], progress: Callable[[int
         source, done = suite(wanted["seed"], wanted["count"]), 0
         while items := list(islice(source, wanted["items_per_shard"])):
             info, data = packed(len(shards), items)
-            _replace(home / info.url, data)
+            write_whole(home / info.url, data)
             shards.append(info)
             dimensions.update(rendered.item.dimension for rendered in items)
             done += len(items)
@@ -226,13 +226,3 @@ def packed(number: int, items: list[RenderedItem]) -> tuple[ShardInfo, bytes]:
         size=len(data),
     )
     return info, data
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -72,10 +72,10 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
     if wanted.list:
-        _tell(wanted.output, settings, units)
+        _tell(units, unfinished(wanted.output, settings, units, digest))
         return
     if not wanted.report:
-        _run(wanted.output, settings, units, wanted.workers)
+        _run(wanted.output, settings, units, wanted.workers, digest)
     if not (found := finished(wanted.output, settings, units, digest)):
         parser.error("no run is finished yet, so there is nothing to report: run some first, without --report")
     if wanted.keep is not None:
@@ -92,14 +92,14 @@ def _named(asked: str) -> list[str]:
     return [row.name for row in GROUPS[asked]] if asked in GROUPS else [asked]
 
 
-def _tell(folder: Path, settings: Settings, units: list[Unit]) -> None:
-    left = {unit.label for unit in unfinished(folder, settings, units, base_digest(settings))}
+def _tell(units: list[Unit], unfinished_ones: list[Unit]) -> None:
+    left = {unit.label for unit in unfinished_ones}
     for unit in units:
         sys.stdout.write(f"{'        ' if unit.label in left else 'finished'} {unit.label}\n")
 
 
-def _run(folder: Path, settings: Settings, units: list[Unit], workers: int) -> None:
-    left = len(unfinished(folder, settings, units, base_digest(settings)))
+def _run(folder: Path, settings: Settings, units: list[Unit], workers: int, digest: str) -> None:
+    left = len(unfinished(folder, settings, units, digest))
     _log.info("%d runs, %d of them finished", len(units), len(units) - left)
     started = time.monotonic()
     for done, unit in enumerate(run_all(folder, settings, units, workers, _log.info), 1):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -18,6 +16,7 @@ from qmop.tiny.comparison.material import Material, base_digest, make_material
 from qmop.tiny.comparison.rows import Settings, Unit
 from qmop.tiny.comparison.student import Student, enrol, see, tune
 from qmop.vtcbench.records import Record, judge, read_parquet, to_parquet_bytes
+from qmop.whole_files import write_whole
 
 _ANSWERED_AT_ONCE = 100
 _opened: dict[str, Material] = {}
@@ -85,7 +84,7 @@ def run_unit(folder: Path, settings: Settings, unit: Unit, digest: str) -> None:
     student = enrol(settings, unit)
     tune(student, settings, unit, material, lambda _: None)
     records = examine(student, unit, material, unit.digest(settings, digest), time.process_time() - started)
-    _keep(result_path(folder, settings, unit, digest), to_parquet_bytes(records))
+    write_whole(result_path(folder, settings, unit, digest), to_parquet_bytes(records))
 
 
 def examine(student: Student, unit: Unit, material: Material, digest: str, seconds: float) -> list[Record]:
@@ -120,14 +119,3 @@ def _quiet() -> None:
     """What a process of the pool is: one thread, no bars."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
-
-
-def _keep(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex}")
-    try:
-        draft.write_bytes(data)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -49,6 +49,7 @@ class Student(nn.Module):
     def __init__(self, model: QMoPForConditionalGeneration, processor: QMoPProcessor) -> None:
         super().__init__()
         self.model, self.words = model, processor.tokenizer
+        self.view = view_of(model.config)
         model.requires_grad_(False)
 
     @property
@@ -157,7 +158,6 @@ class _Lesson:
     ) -> None:
         self._student, self._settings, self._unit, self._pairs = student, settings, unit, pairs
         self._stage, self._steps = stage, steps
-        self._view = view_of(student.model.config)
         if isinstance(method := student.compressor, Mixture):
             method.stage = stage
 
@@ -187,8 +187,7 @@ def see(material: Pairs, pairs: Sequence[Pair], student: Student, row: Row | Non
     asked = [pair.question for pair in pairs]
     if row is not None and row.shuffled:
         asked = asked[1:] + asked[:1]
-    view = view_of(student.model.config)
-    features = material.sights.rows(view, np.array([pair.picture for pair in pairs]))
+    features = material.sights.rows(student.view, np.array([pair.picture for pair in pairs]))
     if row is not None and row.oracle:
         features.cls_attention_BN = pointed(pairs)
     return Seen(features=features, query=material.questions.rows(asked))

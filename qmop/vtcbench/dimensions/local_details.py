@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 from qmop.vtcbench.composing import Level, Wish, compose, fillers, total
 from qmop.vtcbench.dimensions.family import Asked, Family, Plan, Words, one_of, others
 from qmop.vtcbench.draws import Draws
@@ -91,11 +93,13 @@ class _OnShape(Family):
             return None
         return self.asked(words, self._read(thing), scene.mark_size / _PATCH, [thing])
 
+    @abstractmethod
     def _wish(self, kind: str, colour: str, answer: str) -> Wish:
-        raise NotImplementedError
+        """What the asked-for shape carries, where the answer is this."""
 
+    @abstractmethod
     def _read(self, thing: Thing) -> str:
-        raise NotImplementedError
+        """The answer, as a shape gives it."""
 
 
 class MarkKind(_OnShape):

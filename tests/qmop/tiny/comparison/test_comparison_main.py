@@ -14,8 +14,9 @@ import transformers
 from qmop.tiny.comparison import __main__ as command
 from qmop.tiny.comparison.material import base_digest
 from qmop.tiny.comparison.rows import Settings
-from qmop.tiny.comparison.runs import _keep, result_path
+from qmop.tiny.comparison.runs import result_path
 from qmop.vtcbench.records import to_parquet_bytes
+from qmop.whole_files import write_whole
 from tests.qmop.tiny.comparison.conftest import unit
 from tests.qmop.tiny.comparison.test_comparison_table import answered
 
@@ -35,7 +36,7 @@ def output(tmp_path: Path) -> Path:
     digest = base_digest(SETTINGS)
     for (name, seed), scores in SCORES.items():
         one, records = answered(unit(name, seed=seed), scores)
-        _keep(result_path(tmp_path, SETTINGS, one, digest), to_parquet_bytes(records))
+        write_whole(result_path(tmp_path, SETTINGS, one, digest), to_parquet_bytes(records))
     return tmp_path
 
 

@@ -119,10 +119,10 @@ def rounds(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any
 def table(seen: dict[str, list[dict[str, Any]]], saving: dict[str, Any]) -> str:
     """Ratios with their intervals, and what training waits for."""
     seconds = {way: [one["seconds"] for one in many] for way, many in seen.items()}
-    lines = ["| way | seconds a step, median | CPU seconds a step, all its processes |", "|---|---|---|"]
+    lines = ["| way | seconds a step, median | CPU seconds a step, the trainers | all its processes |", "|---|---|---|---|"]
     for way, many in seen.items():
-        spent = statistics.median(one["cpu"] for one in many)
-        lines.append(f"| {WAYS[way]} | {statistics.median(seconds[way]):.3f} | {spent:.3f} |")
+        own, spent = (statistics.median(one[which] for one in many) for which in ("own_cpu", "cpu"))
+        lines.append(f"| {WAYS[way]} | {statistics.median(seconds[way]):.3f} | {own:.3f} | {spent:.3f} |")
     lines += ["", f"| ratio, {ROUNDS - WARM} rounds | mean, 95 % interval | limit |", "|---|---|---|"]
     for one, other, limit in (("ours", "deepspeed", 1.025), ("deepspeed", "ddp", None)):
         mean, low, high = interval([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])

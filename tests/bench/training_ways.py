@@ -16,6 +16,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -84,7 +85,8 @@ class Paced:
     """Lets blocks begin when they are told to and writes down how long they took."""
 
     def __init__(self, folder: Path, way: str) -> None:
-        self.folder, self.way, self.block, self.taken, self.began = folder, way, 0, 0, 0.0
+        self.folder, self.way, self.block, self.taken = folder, way, 0, 0
+        self.began = self.spent = 0.0
 
     def before(self) -> None:
         """Wait at the beginning of a block."""
@@ -95,15 +97,17 @@ class Paced:
                     raise TimeoutError("nobody said go")
                 time.sleep(_POLL_S)
             dist.barrier()
-            self.began = time.monotonic()
+            self.began, self.spent = time.monotonic(), time.process_time()
 
     def after(self, **told: float) -> None:
         """Count a step; leave the block's seconds behind its last."""
         self.taken += 1
         if self.taken == STEPS:
-            dist.barrier()
+            own_cpu = torch.tensor(time.process_time() - self.spent)
+            dist.all_reduce(own_cpu)
             if dist.get_rank() == 0:
-                said = json.dumps({"seconds": (time.monotonic() - self.began) / STEPS, **told})
+                seconds = (time.monotonic() - self.began) / STEPS
+                said = json.dumps({"seconds": seconds, "own_cpu": own_cpu.item() / STEPS, **told})
                 place = self.folder / f"done-{self.way}-{self.block}"
                 place.with_suffix(".part").write_text(said)
                 place.with_suffix(".part").rename(place)
@@ -125,27 +129,36 @@ class PacedStage(StageRun):
 def ours(folder: Path) -> None:
     """Ray Data, Ray Train and DeepSpeed: what `qmop train` does."""
     recipe, progress = recipe_in(folder), Progress(stream=io.StringIO())
-
-    def loop(settings: LoopSettings) -> None:
-        quiet_start()
-        import deepspeed  # noqa: PLC0415 - after quiet_start
-
-        torch.set_num_threads(1)
-        deepspeed.init_distributed("gloo")
-        stage = PacedStage(settings, settings.plans[0])
-        stage.pace = Paced(folder, "ours")
-        stage.run(Found())
-
     with ray_session(RaySettings(num_cpus=6, object_store_mb=300), progress):
         base = recipe.base
         plans = stage_plans(recipe, load_manifest(recipe.corpus).digest, str(base))
+        settings = LoopSettings(recipe=recipe, plans=plans, board=open_board())
         TorchTrainer(
-            loop,
-            train_loop_config=LoopSettings(recipe=recipe, plans=plans, board=open_board()),  # type: ignore[arg-type]
+            _enter,
+            train_loop_config={"settings": ray.put(settings), "folder": folder},
             torch_config=TorchConfig(backend="gloo"),
             scaling_config=ray.train.ScalingConfig(num_workers=WORLD, resources_per_worker={"CPU": 1}),
             run_config=ray.train.RunConfig(name="bench", storage_path=str(folder / "ray")),
         ).fit()
+
+
+def _enter(sealed: dict[str, Any]) -> None:
+    """Where a process under Ray Train begins; light for the controller, as `pipelines.training.entry` is."""
+    from tests.bench.training_ways import paced_loop  # noqa: PLC0415 - the controller has no use for models
+
+    paced_loop(ray.get(sealed["settings"]), sealed["folder"])
+
+
+def paced_loop(settings: LoopSettings, folder: Path) -> None:
+    """What a training process does, block for block."""
+    quiet_start()
+    import deepspeed  # noqa: PLC0415 - after quiet_start
+
+    torch.set_num_threads(1)
+    deepspeed.init_distributed("gloo")
+    stage = PacedStage(settings, settings.plans[0])
+    stage.pace = Paced(folder, "ours")
+    stage.run(Found())
 
 
 def parts_of(recipe: TrainRecipe, collate: Collator) -> Iterator[list[Batch]]:

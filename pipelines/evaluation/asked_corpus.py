@@ -15,7 +15,7 @@ from pipelines.corpus.manifest import load_manifest
 from pipelines.corpus.reader import Stored, read_shard
 from qmop.vtcbench.items import UNLABELLED, Item
 from qmop.vtcbench.rendered import RenderedItem, suite_digest
-from qmop.vtcbench.suite import MANIFEST, ShardInfo, SuiteManifest, packed, parse_manifest
+from qmop.vtcbench.suite import CORPUS, MANIFEST, ShardInfo, SuiteManifest, packed, parse_manifest
 
 _SHORT = 3
 """Up to this many words an answer is compared exactly, longer ones by shared words."""
@@ -62,6 +62,7 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
         dimensions={},
         probe="",
         shards=tuple(shards),
+        name=CORPUS,
     )
     write_atomic(join(home, MANIFEST), suite.to_json().encode())
     return suite

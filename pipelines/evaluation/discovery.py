@@ -8,15 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from cluster.storage import absolute, exists, is_s3, join, list_files, read_bytes, sha256_of
-from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card
+from cluster.storage import absolute, exists, join, list_files, read_bytes, sha256_of
+from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card, shaping_files
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.tiny.base import TINY, base_path
 from qmop.views import View, view_of
 
 _UNCOMPRESSED, _CONFIG = "mlp", "config.json"
-_SHAPING = (".json", ".safetensors", ".jinja", ".txt", ".model")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +97,6 @@ def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Cand
     if exists(join(path, CARD)):
         return [_carded(label, path)]
     if exists(join(path, _CONFIG)):
-        if is_s3(path):
-            raise FileNotFoundError(f"checkpoint {path} has no {CARD}: it is not finished, or not one of ours")
         if exists(join(path, WEIGHTS)):
             return [_foreign(label, path)]
         raise FileNotFoundError(f"checkpoint {path} has no {WEIGHTS}: only safetensors are read")
@@ -181,13 +178,17 @@ def _carded(label: str | None, uri: str) -> Candidate:
 
 def _view(uri: str) -> View | None:
     """What a checkpoint reads off its tower; a folder that only says what it holds is left to those that load it."""
-    if not exists(join(uri, _CONFIG)):
-        return None
-    return view_of(QMoPConfig.from_dict(json.loads(read_bytes(join(uri, _CONFIG)))))
+    return view_of(_config(uri)) if exists(join(uri, _CONFIG)) else None
+
+
+def _config(uri: str) -> QMoPConfig:
+    """The configuration, of a remote checkpoint as well."""
+    config: QMoPConfig = QMoPConfig.from_dict(json.loads(read_bytes(join(uri, _CONFIG))))
+    return config
 
 
 def _foreign(label: str | None, uri: str) -> Candidate:
-    config = QMoPConfig.from_pretrained(uri, local_files_only=True)
+    config = _config(uri)
     name = "uncompressed" if config.compressor == _UNCOMPRESSED else _last(uri)
     return Candidate(
         label=label or name,
@@ -201,6 +202,5 @@ def _foreign(label: str | None, uri: str) -> Candidate:
 
 def _content(uri: str) -> str:
     """SHA-256 of all files that shape a model: methods without weights of their own differ in `config.json` alone."""
-    names = sorted(name for name in list_files(uri, recursive=True) if name.endswith(_SHAPING))
-    told = "".join(f"{name.removeprefix(uri)}{sha256_of(name)}" for name in names)
+    told = "".join(f"{name.removeprefix(uri)}{sha256_of(name)}" for name in shaping_files(uri))
     return hashlib.sha256(told.encode()).hexdigest()

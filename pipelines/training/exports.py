@@ -21,6 +21,7 @@ from cluster.storage import (
     get_file,
     is_s3,
     join,
+    list_files,
     list_sizes,
     put_file,
     read_bytes,
@@ -38,6 +39,7 @@ FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"
 RETIRED = "retired.json"
 """Stands where a run has removed an export of its own."""
+_SHAPING = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _LIBRARIES = ("torch", "transformers", "deepspeed", "ray")
 
 
@@ -158,29 +160,36 @@ def is_complete(uri: str) -> bool:
     return True
 
 
+def shaping_files(uri: str) -> list[str]:
+    """The files under a model folder that shape the model: configurations, weights, tokenizer, in order of name."""
+    return sorted(name for name in list_files(uri, recursive=True) if name.endswith(_SHAPING))
+
+
 @contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
     """A checkpoint as a local folder with verified weights; a temporary copy if it is remote.
 
-    A local model folder without a card, such as the embedded base, is taken as it is.
+    A model folder without a card, such as the embedded base, is taken as it is.
 
     Raises:
         FileNotFoundError: if nothing is there.
         ValueError: if the weights' digest is not the card's.
     """
-    if not is_s3(uri) and not exists(join(uri, CARD)) and exists(join(uri, "config.json")):
-        yield Path(uri)
-        return
-    card = read_card(uri)
+    bare = not exists(join(uri, CARD)) and exists(join(uri, "config.json"))
+    card = None if bare else read_card(uri)
     if not is_s3(uri):
-        _require(uri, WEIGHTS, sha256_of(join(uri, WEIGHTS)), card)
+        if card is not None:
+            _require(uri, WEIGHTS, sha256_of(join(uri, WEIGHTS)), card)
         yield Path(uri)
         return
     with tempfile.TemporaryDirectory() as scratch:
-        for name in card.files:
+        names = [name.removeprefix(f"{uri}/") for name in shaping_files(uri)] if card is None else list(card.files)
+        for name in names:
             target = Path(scratch, name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            _require(uri, name, get_file(join(uri, name), target), card)
+            found = get_file(join(uri, name), target)
+            if card is not None:
+                _require(uri, name, found, card)
         yield Path(scratch)
 
 

@@ -22,6 +22,8 @@ from qmop.vtcbench.shards import pack_shard, unpack_shard
 from qmop.whole_files import write_whole
 
 MANIFEST = "manifest.json"
+RENDERED, NATURAL, CORPUS = "vtcbench-rendered", "vtcbench-natural", "corpus"
+"""Names of suites."""
 _FORMAT = 1
 _WIDS = {"__kind__": "wids-shard-index-v1", "wids_version": 1}
 
@@ -51,6 +53,7 @@ class SuiteManifest:
     probe: str
     """Digest of the first few items; tells whether today's renderer still draws this suite."""
     shards: tuple[ShardInfo, ...]
+    name: str = RENDERED
 
     def to_json(self) -> str:
         """The manifest file: a wids index, our own facts under `qmop`."""
@@ -67,7 +70,7 @@ class SuiteManifest:
             "dimensions": dict(self.dimensions),
             "probe": self.probe,
         }
-        return json.dumps({**_WIDS, "name": "vtcbench-rendered", "shardlist": shards, "qmop": facts}, indent=1) + "\n"
+        return json.dumps({**_WIDS, "name": self.name, "shardlist": shards, "qmop": facts}, indent=1) + "\n"
 
 
 def parse_manifest(data: bytes | str, folder: str) -> SuiteManifest:
@@ -84,6 +87,7 @@ def parse_manifest(data: bytes | str, folder: str) -> SuiteManifest:
             for s in index["shardlist"]
         )
         fields = {key: facts[key] for key in ("digest", "seed", "count", "items_per_shard", "dimensions", "probe")}
+        fields["name"] = index.get("name", RENDERED)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder}/{MANIFEST} is no suite manifest ({error!r}); write the suite anew") from error
     if facts.get("format") != _FORMAT:

@@ -119,7 +119,10 @@ def rounds(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any
 def table(seen: dict[str, list[dict[str, Any]]], saving: dict[str, Any]) -> str:
     """Ratios with their intervals, and what training waits for."""
     seconds = {way: [one["seconds"] for one in many] for way, many in seen.items()}
-    lines = ["| way | seconds a step, median | CPU seconds a step, the trainers | all its processes |", "|---|---|---|---|"]
+    lines = [
+        "| way | seconds a step | CPU seconds a step, the trainers | all its processes |",
+        "|---|---|---|---|",
+    ]
     for way, many in seen.items():
         own, spent = (statistics.median(one[which] for one in many) for which in ("own_cpu", "cpu"))
         lines.append(f"| {WAYS[way]} | {statistics.median(seconds[way]):.3f} | {own:.3f} | {spent:.3f} |")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -63,7 +65,7 @@ def run_all(
         list({(unit.row.name, unit.tokens): (unit.row, unit.tokens) for unit in left}.values()),
     )
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_quiet) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_enter) as pool:
         running = {pool.submit(run_unit, folder, settings, unit, digest): unit for unit in left}
         try:
             for future in as_completed(running):
@@ -115,7 +117,15 @@ def examine(student: Student, unit: Unit, material: Material, digest: str, secon
     return records
 
 
-def _quiet() -> None:
-    """What a process of the pool is: one thread, no bars."""
+def _enter() -> None:
+    """What a process of the pool is: one thread, no bars, and gone with the one that began it, however that ends."""
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

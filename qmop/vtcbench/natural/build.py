@@ -11,7 +11,7 @@ from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.natural.labels import Name
 from qmop.vtcbench.natural.samples import Fault, Sample
 from qmop.vtcbench.rendered import RenderedItem, suite_digest
-from qmop.vtcbench.suite import MANIFEST, ShardInfo, SuiteManifest, packed
+from qmop.vtcbench.suite import MANIFEST, NATURAL, ShardInfo, SuiteManifest, packed
 
 ORIGIN = "natural.json"
 """Beside the manifest: what the suite was made from."""
@@ -98,6 +98,7 @@ def build_suite(
         dimensions={code: picker.dimensions[code] for code in DIMENSIONS if picker.dimensions[code]},
         probe="",
         shards=tuple(shards),
+        name=NATURAL,
     )
     left_out = Counter(source for source, _ in chosen if source not in sources)
     facts = {**(origin or {}), "items": dict(sorted(picker.taken.items())), "left_out": dict(sorted(left_out.items()))}

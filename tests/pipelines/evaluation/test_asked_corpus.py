@@ -40,6 +40,7 @@ def test_a_corpus_becomes_questions_with_its_own_answers(tmp_path: Path) -> None
     assert {item.dimension for item in items} == {UNLABELLED}
     again = corpus_suite(str(tmp_path / "corpus"), str(tmp_path / "store"), Progress())
     assert again == suite
+    assert again.name == "corpus"
 
 
 def test_its_records_count_in_the_micro_average_alone(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.storage import put_file
 from pipelines.evaluation.discovery import discover
-from pipelines.training.exports import CARD, WEIGHTS, export_name, publish
+from pipelines.training.exports import CARD, WEIGHTS, export_name, local_copy, publish
 from qmop.loading import derive
 from qmop.tiny.assemble import tiny_model
 from qmop.tiny.base import base_path
@@ -100,3 +101,18 @@ def test_checkpoints_in_s3_are_found_by_folder_and_pattern(s3_server: str, tmp_p
         found = discover([name])
         assert [c.digest for c in found.candidates] == [c.digest for c in discover([str(local)]).candidates]
         assert list(found.skipped) == ["s3://test-bucket/run/checkpoints/half"]
+
+
+@pytest.mark.pipeline
+def test_a_model_from_elsewhere_in_s3_has_the_identity_of_its_local_copy(s3_server: str, tmp_path: Path) -> None:
+    assert s3_server
+    home = tmp_path / "theirs"
+    tiny_model("average_pool", 16).save_pretrained(home)
+    for path in home.iterdir():
+        put_file(path, f"s3://test-bucket/elsewhere/theirs/{path.name}")
+    (there,) = discover(["s3://test-bucket/elsewhere/theirs"]).candidates
+    (here,) = discover([str(home)]).candidates
+    assert replace(there, uri=here.uri) == here
+    with local_copy(there.uri) as copy:
+        assert (copy / WEIGHTS).read_bytes() == (home / WEIGHTS).read_bytes()
+        assert not (copy / CARD).exists()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from qmop.tiny.comparison import runs
@@ -123,3 +126,32 @@ def test_results_have_a_name_of_their_own(tmp_path: Path) -> None:
     assert paths[0].name.startswith("router-neither-16-0-")
     assert Settings() != SETTINGS
     assert len({result_path(tmp_path, SETTINGS, unit(name), DIGEST) for name in ROWS}) == len(ROWS)
+
+
+BUSY = """
+import multiprocessing, time
+from concurrent.futures import ProcessPoolExecutor
+from qmop.tiny.comparison.runs import _enter
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_enter)
+    pool.submit(print, "begun", flush=True).result()
+    pool.submit(time.sleep, 600).result()
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_process_of_the_pool_ends_with_the_one_that_began_it(tmp_path: Path) -> None:
+    script = tmp_path / "busy.py"
+    script.write_text(BUSY)
+    with psutil.Popen([sys.executable, str(script)], stdout=subprocess.PIPE) as main:
+        assert main.stdout is not None
+        assert main.stdout.readline() == b"begun\n"
+        below = main.children(recursive=True)
+        main.kill()
+    assert below
+    try:
+        assert not psutil.wait_procs(below, timeout=60)[1]
+    finally:
+        for process in below:
+            if process.is_running():
+                process.kill()

@@ -50,6 +50,7 @@ def test_a_suite_is_one_that_the_rest_of_the_benchmark_reads(build: Callable[...
     items = [rendered for shard in suite.shards for rendered in read_shard(suite.folder, shard)]
 
     assert suite == built.suite
+    assert json.loads((Path(suite.folder) / "manifest.json").read_text())["name"] == "vtcbench-natural"
     assert [rendered.item.key for rendered in items] == ["mme-existence_0000_2", "mme-existence_0001_1", "mmstar-2"]
     assert [rendered.item.dimension for rendered in items] == ["LD", "GU", "SC"]
     assert items[1].image == picture(1)

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from qmop.tiny.comparison.kept import read, write
-from qmop.tiny.comparison.table import gather, page
+from qmop.tiny.comparison.results import gather
+from qmop.tiny.comparison.table import page
 from tests.qmop.tiny.comparison.conftest import unit
 from tests.qmop.tiny.comparison.test_comparison_table import Found, answered
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from qmop.tiny.comparison.rows import ROWS, Unit
-from qmop.tiny.comparison.table import Results, differences, gather, page
+from qmop.tiny.comparison.results import Results, gather
+from qmop.tiny.comparison.rows import Unit
+from qmop.tiny.comparison.table import differences, page
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.methods import holm, method_accuracy, method_difference
 from qmop.vtcbench.records import Record
@@ -174,21 +175,3 @@ def test_branch_weights_are_means_over_runs_by_dimension() -> None:
     told = page(results).split("### Router\n\n")[1].splitlines()
     assert told[0] == "| row | GU | SC | RC | SE | LD |"
     assert told[2:] == ["| qmop @16 | 60/20/20 | 20/60/20 | 20/20/60 | 60/20/20 | 20/60/20 |"]
-
-
-def test_the_digest_is_of_scores_whatever_their_order() -> None:
-    found = [answered(unit(name), [1, 0, 1, 0, 1]) for name in ("qmop", "prune")]
-    assert gather(found).digest == gather(found[::-1]).digest
-    assert gather(found).suite_digest == "s"
-    other = [found[0], answered(unit("prune"), [1, 0, 1, 0, 0])]
-    assert gather(found).digest != gather(other).digest
-
-
-def test_runs_that_cannot_be_put_side_by_side_are_refused() -> None:
-    with pytest.raises(ValueError, match="no run is finished yet"):
-        gather([])
-    first = answered(unit("qmop"), [1] * 5)
-    for other in (answered(unit("prune"), [1] * 4), answered(unit("prune"), [1] * 5, suite="t")):
-        with pytest.raises(ValueError, match="prune @16 #0 answered other items than qmop @16 #0: run both anew"):
-            gather([first, other])
-    assert ROWS["qmop"].seeds == 6

@@ -50,7 +50,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 0, 1 (failed), 2 (a mistake in what was asked for) or 130 (interrupted)."""
+    """Entry point; exits with 0, 1 (failed), 2 (a mistake), 3 (below what was asked for) or 130 (interrupted)."""
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 

@@ -52,5 +52,5 @@ def _of(records: list[Record], label: str, store: str) -> list[Record]:
     found = [record for record in records if record.label == label]
     if not found:
         known = ", ".join(sorted({record.label for record in records}))
-        raise ValueError(f"reference is {label!r}, but {store} holds records of {known} alone")
+        raise ValueError(f"reference is {label!r}, but {store} holds records of {known} alone: name one of them")
     return found

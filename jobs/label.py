@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.progress import Progress
+from cluster.storage import is_s3
 from jobs.labelling import Endpoint, Judge
 from jobs.labelling_run import LabelRun, Outcome
 from qmop.vtcbench.natural.labels import Name, rank, read_labels
@@ -62,6 +63,8 @@ class LabelRecipe:
         """Refuse what cannot work, with a ValueError that names the field."""
         if not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"endpoint is {self.endpoint!r}, expected a URL such as http://127.0.0.1:8000/v1")
+        if is_s3(self.labels):
+            raise ValueError(f"labels is {self.labels}, but labels are appended to a local file: name a local path")
         if Path(self.labels).suffix.lower() == ".csv":
             raise ValueError(f"labels is {self.labels}, but labels are appended as JSONL: name a .jsonl file")
         for name in ("concurrency", "attempts", "max_tokens", "give_up_after"):
@@ -69,8 +72,10 @@ class LabelRecipe:
                 raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
         if self.per_source is not None and self.per_source < 1:
             raise ValueError(f"per_source is {self.per_source}, but it must be at least 1")
-        if self.retries < 0 or self.timeout_s <= 0:
-            raise ValueError(f"retries is {self.retries} and timeout_s {self.timeout_s}: give 0 or more, and above 0")
+        if self.retries < 0:
+            raise ValueError(f"retries is {self.retries}, but it must be at least 0")
+        if self.timeout_s <= 0:
+            raise ValueError(f"timeout_s is {self.timeout_s:g}, but it must be above 0")
 
 
 RECIPE = LabelRecipe

@@ -25,14 +25,14 @@ class LmmsRecipe:
         output: folder of the tasks, on local disk; files of an earlier suite there are written over.
         suite: folder of a suite, rendered or natural; one is rendered when absent.
         count: items of the one that is rendered.
-        seed: of the one that is rendered.
+        seed: of the one that is rendered; the default is that of `qmop evaluate`.
         max_new_tokens: longest answer.
     """
 
     output: str
     suite: str | None = None
     count: int = CI_ITEMS
-    seed: int = 0
+    seed: int = 1
     max_new_tokens: int = 32
 
     def __post_init__(self) -> None:

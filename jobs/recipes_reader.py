@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_origin, get_type_hints
 
 from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]
 
@@ -45,7 +46,7 @@ def parse_recipe(prog: str, description: str, recipe: type[R], argv: list[str]) 
         ValueError: for values that the recipe itself refuses.
     """
     known = field_names(recipe)
-    parser = _Parser(prog=prog, description=description.strip(), exit_on_error=True)
+    parser = _Parser(prog=prog, description=description.strip(), exit_on_error=True, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help=f"recipe in YAML; shipped: {', '.join(shipped())}")
     parser.add_class_arguments(recipe, None, sub_configs=True)
     try:
@@ -72,23 +73,48 @@ def field_names(recipe: type, prefix: str = "") -> dict[str, Any]:
 
 
 def _spelled_out(argv: list[str], known: dict[str, Any]) -> list[str]:
-    """Dashes for underscores, switches without a value, and shipped recipes by name."""
+    """Dashes for underscores, switches without a value, lists as plain words, and shipped recipes by name.
+
+    Every option comes out as one word, `--name=value`.
+    """
     words: list[str] = []
-    for place, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if place and argv[place - 1] == "--config" and word in shipped():
-            words.append(str(_SHIPPED / f"{word}.yaml"))
-        elif name == "--config" and value in shipped():
-            words.append(f"--config={_SHIPPED / value}.yaml")
-        elif word.startswith("--"):
-            name = name.replace("-", "_").replace("__", "--", 1)
-            words.append(name + equals + value)
-            following = argv[place + 1] if place + 1 < len(argv) else ""
-            if known.get(name[2:]) is bool and not equals and following.lower() not in _BOOLS:
-                words.append("true")
-        else:
+    left = list(argv)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("--") or word == "--help":
             words.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        name = name.replace("-", "_").replace("__", "--", 1)
+        values = [value] if equals else _following(left)
+        kind = known.get(name[2:])
+        if kind is bool and not equals and (not values or values[0].lower() not in _BOOLS):
+            values.insert(0, "true")
+        if get_origin(kind) is list and values and not values[0].startswith("["):
+            values = [json.dumps(values)]
+        if name == "--config" and values:
+            values[0] = _shipped_or_file(values[0])
+        words += [f"{name}={values[0]}", *values[1:]] if values else [name]
     return words
+
+
+def _following(left: list[str]) -> list[str]:
+    """The words up to the next option, taken away."""
+    count = next((place for place, word in enumerate(left) if word.startswith("--")), len(left))
+    taken, left[:count] = left[:count], []
+    return taken
+
+
+def _shipped_or_file(name: str) -> str:
+    """A recipe's file.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    path = _SHIPPED / f"{name}.yaml" if name in shipped() else Path(name)
+    if not path.is_file():
+        raise RecipeError(f"config {name} does not exist: give a file, or one of {', '.join(shipped())}")
+    return str(path)
 
 
 def _explain(message: str, prog: str, known: list[str]) -> str:

@@ -52,8 +52,9 @@ class ReportRecipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a ValueError that names the field."""
-        if self.rounds < 1 or self.samples < 0:
-            raise ValueError(f"rounds is {self.rounds} and samples {self.samples}: choose at least 1 and at least 0")
+        for name, least in (("rounds", 1), ("samples", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}")
 
 
 RECIPE = ReportRecipe

@@ -25,9 +25,13 @@ def corpus_suite(folder: str, store: str, progress: Progress) -> SuiteManifest |
     """The suite made of a corpus, kept in the results store; None if the folder holds a suite already.
 
     Raises:
-        ValueError: if no sample of the corpus has exactly one picture and an answer.
+        ValueError: if no sample of the corpus has exactly one picture and an answer, or its manifest cannot be read.
     """
-    if "dimensions" in json.loads(read_bytes(join(folder, MANIFEST))).get("qmop", {}):
+    try:
+        facts = json.loads(read_bytes(join(folder, MANIFEST)))["qmop"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"suite {folder} has a {MANIFEST} that cannot be read ({error!r}): make it anew") from error
+    if "dimensions" in facts:
         return None
     manifest = load_manifest(folder)
     home = join(store, f"asked-{manifest.digest[:12]}")

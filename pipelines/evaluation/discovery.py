@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -93,36 +93,47 @@ def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Cand
         return [_foreign(label or "uncompressed", str(base_path(TINY)))]
     path = absolute(path)
     if _is_pattern(path) and not exists(path):
-        return _matching(label, path, skipped)
+        found = _matching(label, path)
+        return _some(found, f"checkpoints names {path}, but no finished checkpoint matches it", skipped)
     if exists(join(path, CARD)):
         return [_carded(label, path)]
     if exists(join(path, _CONFIG)):
         if exists(join(path, WEIGHTS)):
             return [_foreign(label, path)]
-        raise FileNotFoundError(f"checkpoint {path} has no {WEIGHTS}: only safetensors are read")
-    if not (candidates := _inside(label, path, skipped)):
-        raise FileNotFoundError(f"checkpoints names {path}, but no finished checkpoint is there")
-    return candidates
+        raise FileNotFoundError(
+            f"checkpoint {path} has no {WEIGHTS}: pickled and split weights are not read, save it again with "
+            "save_pretrained in one file"
+        )
+    return _some(_inside(label, path), f"checkpoints names {path}, but no finished checkpoint is there", skipped)
 
 
-def _inside(label: str | None, path: str, skipped: dict[str, str]) -> list[Candidate]:
+def _some(found: Discovery, complaint: str, skipped: dict[str, str]) -> list[Candidate]:
+    """The checkpoints that were found; what was passed over is noted.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    skipped |= found.skipped
+    if not found.candidates:
+        reasons = "; ".join(f"{folder} {reason}" for folder, reason in found.skipped.items())
+        raise FileNotFoundError(f"{complaint}{f' ({reasons})' if reasons else ''}: name a folder with {CARD}")
+    return list(found.candidates)
+
+
+def _inside(label: str | None, path: str) -> Discovery:
     """The checkpoints of a folder, or of a run's output."""
     if exists(join(path, FOLDER)):
         path = join(path, FOLDER)
     files = list_files(path, recursive=True) if exists(path) else []
-    return list(_finished(files, lambda folder: f"{label}/{_last(folder)}" if label else None, skipped))
+    return _finished(files, lambda folder: f"{label}/{_last(folder)}" if label else None)
 
 
 def _is_pattern(path: str) -> bool:
     return any(sign in path for sign in "*?[")
 
 
-def _matching(label: str | None, pattern: str, skipped: dict[str, str]) -> list[Candidate]:
-    """The checkpoints whose folders match a pattern, in which `*` stays between two slashes.
-
-    Raises:
-        FileNotFoundError: if there is none.
-    """
+def _matching(label: str | None, pattern: str) -> Discovery:
+    """The checkpoints whose folders match a pattern, in which `*` stays between two slashes."""
     parts = pattern.split("/")
     fixed = next(place for place, part in enumerate(parts) if _is_pattern(part))
     base = "/".join(parts[:fixed])
@@ -135,9 +146,7 @@ def _matching(label: str | None, pattern: str, skipped: dict[str, str]) -> list[
             return f"{label}/{inside}" if label else inside
         return None
 
-    if not (candidates := list(_finished(fitting, labelled, skipped))):
-        raise FileNotFoundError(f"checkpoints names {pattern}, but no finished checkpoint matches it")
-    return candidates
+    return _finished(fitting, labelled)
 
 
 def _fits(folder: str, parts: list[str]) -> bool:
@@ -145,19 +154,18 @@ def _fits(folder: str, parts: list[str]) -> bool:
     return len(names) == len(parts) and all(map(fnmatchcase, names, parts))
 
 
-def _finished(
-    files: Iterable[str], labelled: Callable[[str], str | None], skipped: dict[str, str]
-) -> Iterator[Candidate]:
-    """The finished checkpoints among some files; others are noted."""
-    there = set(files)
+def _finished(files: Iterable[str], labelled: Callable[[str], str | None]) -> Discovery:
+    """The finished checkpoints among some files, and the others with the reason."""
+    there, candidates, skipped = set(files), [], {}
     for folder in sorted({uri.rsplit("/", 1)[0] for uri in there}):
         if join(folder, CARD) in there:
             try:
-                yield _carded(labelled(folder), folder)
+                candidates.append(_carded(labelled(folder), folder))
             except (ValueError, FileNotFoundError) as error:
                 skipped[folder] = str(error)
         elif join(folder, _CONFIG) in there:
             skipped[folder] = f"has no {CARD}: not finished"
+    return Discovery(candidates=tuple(candidates), skipped=skipped)
 
 
 def _last(folder: str) -> str:
@@ -189,6 +197,11 @@ def _config(uri: str) -> QMoPConfig:
 
 def _foreign(label: str | None, uri: str) -> Candidate:
     config = _config(uri)
+    if config.model_type != QMoPConfig.model_type:
+        raise ValueError(
+            f"checkpoint {uri} holds a {config.model_type} model, not one of ours: build one from it with "
+            "qmop.from_llava and save it"
+        )
     name = "uncompressed" if config.compressor == _UNCOMPRESSED else _last(uri)
     return Candidate(
         label=label or name,

@@ -18,7 +18,7 @@ class SuiteRecipe:
     """The rendered suite that is drawn where no other is given.
 
     Attributes:
-        seed: of the suite; training uses other seeds.
+        seed: of the suite; training pictures come from streams of another name, so that equal seeds share nothing.
         count: items in all: 1,500 as in continuous integration; the comparison of methods takes 10,000.
         items_per_shard: items of one unit of work.
     """
@@ -26,6 +26,11 @@ class SuiteRecipe:
     seed: int = 1
     count: int = CI_ITEMS
     items_per_shard: int = 250
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("count", 1), ("items_per_shard", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"rendered.{name} is {getattr(self, name)}, but it must be at least {least}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,7 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     keep_going: bool = False
     extra: dict[str, int] = field(default_factory=dict)
+    many: list[str] = field(default_factory=list)
 
 
 def read(*argv: str) -> Outer:
@@ -59,13 +60,31 @@ def test_values_are_left_alone() -> None:
     assert read("--place", "a-b_c--d", "--extra", '{"a-b": 1}') == Outer(place="a-b_c--d", extra={"a-b": 1})
 
 
+def test_a_list_is_written_as_words_or_as_yaml() -> None:
+    for argv in (["--many", "a=b", "c*"], ["--many", '["a=b", "c*"]'], ["--many=['a=b', 'c*']"]):
+        assert read("--place", "x", *argv, "--keep-going").many == ["a=b", "c*"]
+    assert read("--place", "x", "--many=a").many == read("--many", "a", "--place", "x").many == ["a"]
+
+
+def test_a_field_is_not_guessed_from_its_beginning() -> None:
+    with pytest.raises(RecipeError, match=r"'plac': did you mean place\?"):
+        read("--plac", "x")
+
+
+def test_a_recipe_that_does_not_exist_is_answered_with_those_that_do() -> None:
+    with pytest.raises(
+        RecipeError, match=r"config evaluate-tyni does not exist: give a file, or one of .*evaluate-tiny"
+    ):
+        read("--config", "evaluate-tyni")
+
+
 def test_unknown_fields_are_named_with_the_nearest() -> None:
     with pytest.raises(RecipeError, match=r"'inner.stepz': did you mean inner.steps\?"):
         read("--place", "x", "--inner.stepz", "4")
 
 
 def test_field_names_are_dotted() -> None:
-    assert set(field_names(Outer)) == {"place", "inner", "inner.steps", "keep_going", "extra"}
+    assert set(field_names(Outer)) == {"place", "inner", "inner.steps", "keep_going", "extra", "many"}
 
 
 @pytest.mark.parametrize("name", shipped())

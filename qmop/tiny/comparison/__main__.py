@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -46,9 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", type=Path, help="also write the records of what is finished to this one Parquet file")
     parser.add_argument("--kept", type=Path, help="print the tables of such a file, run nothing")
     shared = parser.add_argument_group("what all rows share")
+    meaning = dict(re.findall(r"^ +(\w+): (.+)$", Settings.__doc__ or "", re.MULTILINE))
     for field in fields(Settings):
         kind = {"str": str, "int": int, "float": float}[str(field.type)]
-        shared.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default)
+        told = f"{meaning[field.name]} (default %(default)s)"
+        shared.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=told)
     return parser
 
 
@@ -64,6 +67,8 @@ def main() -> None:
             parser.error(str(error))
         sys.stdout.write(f"{told}\n")
         return
+    if wanted.workers < 1:
+        parser.error(f"workers is {wanted.workers}, but it must be at least 1")
     settings = Settings(**{field.name: getattr(wanted, field.name) for field in fields(Settings)})
     transformers.utils.logging.disable_progress_bar()
     names = [name for asked in wanted.rows for name in _named(asked)]

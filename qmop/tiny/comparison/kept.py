@@ -53,15 +53,21 @@ def read(path: Path) -> list[tuple[Unit, list[Record]]]:
         ValueError: if it holds something else.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no records at {path}: the file does not exist")
+        raise FileNotFoundError(f"no records at {path}: name a file that --keep wrote")
     table = pq.read_table(path)
     if table.schema.names != SCHEMA.names:
-        raise ValueError(f"{path} holds no records of a comparison: its columns are {', '.join(table.schema.names)}")
+        raise ValueError(
+            f"{path} holds no records of a comparison: its columns are {', '.join(table.schema.names)}; "
+            "name a file that --keep wrote"
+        )
     runs: dict[tuple[str, int, int], list[Record]] = defaultdict(list)
     for row in table.to_pylist():
         runs[row["row"], row["tokens"], row["seed"]].append(_record(row))
     if unknown := {name for name, _, _ in runs if name not in ROWS}:
-        raise ValueError(f"{path} holds rows that this version does not know: {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"{path} holds rows that this version does not know: {', '.join(sorted(unknown))}; "
+            "read it with the one that wrote it"
+        )
     return [(Unit(row=ROWS[name], tokens=tokens, seed=seed), records) for (name, tokens, seed), records in runs.items()]
 
 

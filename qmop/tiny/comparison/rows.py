@@ -180,9 +180,15 @@ def plan(names: Sequence[str], budgets: Sequence[int], seeds: int | None = None)
         ValueError: if a name or a budget is not known, or no run is wanted.
     """
     if unknown := [name for name in names if name not in ROWS]:
-        raise ValueError(f"rows names {', '.join(unknown)}, which are none: choose among {', '.join(ROWS)}")
+        raise ValueError(
+            f"rows names {', '.join(unknown)}, which are neither rows nor groups: "
+            f"choose among primary, methods, ablations, {', '.join(ROWS)}"
+        )
     if odd := [str(tokens) for tokens in budgets if tokens not in (*BUDGETS, FULL)]:
-        raise ValueError(f"budgets names {', '.join(odd)}, at which no row runs: choose among {BUDGETS}")
+        raise ValueError(
+            f"budgets names {', '.join(odd)}, at which no row runs: "
+            f"choose among {', '.join(map(str, (*BUDGETS, FULL)))}"
+        )
     if seeds is not None and seeds < 1:
         raise ValueError(f"seeds is {seeds}, but a row needs a run: choose 1 or more, or leave it out")
     units = [

@@ -63,3 +63,9 @@ def test_a_suite_is_left_alone_and_a_corpus_without_pictures_refused(tmp_path: P
     assert corpus_suite(str(tmp_path / "suite"), str(tmp_path / "store"), Progress()) is None
     with pytest.raises(ValueError, match="without a single picture"):
         corpus_suite(corpus(tmp_path / "x", pictures=False), str(tmp_path / "store"), Progress())
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ValueError, match=r"suite .* has a manifest.json that cannot be read"):
+        corpus_suite(str(tmp_path), str(tmp_path / "store"), Progress())

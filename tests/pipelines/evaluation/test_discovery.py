@@ -57,7 +57,7 @@ def test_a_path_to_nothing_is_refused_by_name(tmp_path: Path) -> None:
 def test_pickled_weights_are_not_taken(tmp_path: Path) -> None:
     tiny_model("average_pool", 16).config.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    with pytest.raises(FileNotFoundError, match="only safetensors"):
+    with pytest.raises(FileNotFoundError, match="pickled and split weights are not read, save it again"):
         discover([str(tmp_path)])
 
 
@@ -71,7 +71,7 @@ def test_a_pattern_names_checkpoints_of_several_runs_apart(tmp_path: Path) -> No
     assert list(found.skipped.values()) == [f"has no {CARD}: not finished"]
     named = discover([f"all={tmp_path}/a/checkpoints/*-000001"])
     assert [c.label for c in named.candidates] == ["all/average_pool-16-tune-000001"]
-    with pytest.raises(FileNotFoundError, match="no finished checkpoint matches"):
+    with pytest.raises(FileNotFoundError, match="no finished checkpoint matches it: name a folder"):
         discover([f"{tmp_path}/*/checkpoints/nothing-*"])
 
 
@@ -116,3 +116,21 @@ def test_a_model_from_elsewhere_in_s3_has_the_identity_of_its_local_copy(s3_serv
     with local_copy(there.uri) as copy:
         assert (copy / WEIGHTS).read_bytes() == (home / WEIGHTS).read_bytes()
         assert not (copy / CARD).exists()
+
+
+def test_why_nothing_is_found_is_told(tmp_path: Path) -> None:
+    (export(tmp_path, 1) / CARD).unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"no finished checkpoint is there \(.*000001 has no checkpoint.json: not"
+    ):
+        discover([str(tmp_path)])
+
+
+def test_a_stock_model_is_refused_with_the_way_to_make_it_ours(tmp_path: Path) -> None:
+    tiny_model("mlp", 144).save_pretrained(tmp_path / "llava")
+    config = tmp_path / "llava" / "config.json"
+    config.write_text(config.read_text().replace('"model_type": "qmop"', '"model_type": "llava"'))
+    with pytest.raises(
+        ValueError, match=r"holds a llava model, not one of ours: build one from it with qmop.from_llava"
+    ):
+        discover([str(tmp_path / "llava")])

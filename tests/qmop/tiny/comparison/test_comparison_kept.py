@@ -43,10 +43,12 @@ def test_a_record_keeps_what_a_table_reads(tmp_path: Path) -> None:
 
 
 def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no records at .*absent: the file does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"no records at .*absent: name a file that --keep wrote"):
         read(tmp_path / "absent")
     pq.write_table(pa.table({"a": [1]}), other := tmp_path / "other.parquet")
-    with pytest.raises(ValueError, match=r"holds no records of a comparison: its columns are a$"):
+    with pytest.raises(
+        ValueError, match=r"holds no records of a comparison: its columns are a; name a file that --keep wrote$"
+    ):
         read(other)
     (broken := tmp_path / "broken.parquet").write_bytes(b"no parquet at all")
     with pytest.raises(ValueError, match="arquet"):

@@ -107,8 +107,12 @@ def test_a_kept_file_gives_the_same_tables(
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (["--rows", "qmopp", "--list"], "rows names qmopp, which are none"),
+        (
+            ["--rows", "qmopp", "--list"],
+            "rows names qmopp, which are neither rows nor groups: choose among primary, methods",
+        ),
         (["--budgets", "25", "--list"], "budgets names 25, at which no row runs"),
+        (["--workers", "0"], "workers is 0, but it must be at least 1"),
         (["--base", "nowhere", "--list"], "nowhere holds no model: give a folder with config.json, or tiny"),
         (["--rows", "tokenpacker", "--report"], "no run is finished yet, so there is nothing to report"),
         (["--kept", "absent.parquet"], "no records at absent.parquet"),

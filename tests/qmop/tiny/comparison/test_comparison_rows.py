@@ -78,8 +78,11 @@ def test_every_planned_run_suits_the_base() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ((["qmop", "qmopp", "x"], BUDGETS), "rows names qmopp, x, which are none: choose among uncompressed, blind"),
-        ((["qmop"], [16, 25]), r"budgets names 25, at which no row runs: choose among \(16, 36, 9\)"),
+        (
+            (["qmop", "qmopp", "x"], BUDGETS),
+            "rows names qmopp, x, which are neither rows nor groups: choose among primary, methods",
+        ),
+        ((["qmop"], [16, 25]), r"budgets names 25, at which no row runs: choose among 16, 36, 9, 144"),
         ((["qmop"], BUDGETS, 0), "seeds is 0, but a row needs a run"),
     ],
 )

@@ -27,7 +27,7 @@ lint: setup  ## style, format, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## timings as ratios (ARGS: projectors prefill corpus training evaluation quickstart elastic router); BENCHMARKS.md is made from these
+bench: setup  ## timings as ratios (ARGS: projectors prefill corpus training evaluation quickstart, and on request elastic router); BENCHMARKS.md is made from these
 	$(BIN)/python -m tests.bench $(ARGS)
 
 compare: setup  ## methods against each other at tiny size: hours, resumable (ARGS: --list, --report, --rows, --budgets, ...)

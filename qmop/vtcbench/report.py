@@ -63,7 +63,8 @@ def _legend(report: Report) -> str:
         (
             "Accuracy in % [95 % interval over items]; tokens are visual tokens per picture; information loss is the "
             f"share of items that `{report.reference}` has right and the row misses; visual gain is accuracy minus "
-            f"that of `{report.blind}`. One training run per row: intervals tell items apart, not training seeds."
+            f"that of `{report.blind}`; retention is accuracy over the reference's. One training run per row: "
+            "intervals tell items apart, not training seeds."
         )
     ]
     if len(report.levels) > 1:

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--keep", type=Path, help="also write the records of what is finished to this one Parquet file")
     parser.add_argument("--kept", type=Path, help="print the tables of such a file, run nothing")
     shared = parser.add_argument_group("what all rows share")
-    meaning = dict(re.findall(r"^ +(\w+): (.+)$", Settings.__doc__ or "", re.MULTILINE))
+    meaning = dict(re.findall(r"^ +(\w+): (.+?)\.?$", Settings.__doc__ or "", re.MULTILINE))
     for field in fields(Settings):
         kind = {"str": str, "int": int, "float": float}[str(field.type)]
         told = f"{meaning[field.name]} (default %(default)s)"

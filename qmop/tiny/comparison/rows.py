@@ -121,16 +121,16 @@ class Settings:
     Attributes:
         base: folder of the base, or `tiny`.
         pictures: rendered pictures to tune on.
-        world_seed: of these.
+        world_seed: of these pictures.
         items: of the suite that judges.
-        suite_seed: of the suite.
+        suite_seed: of the suite that judges.
         warm_steps: steps in which what a method has to learn from nothing learns to give pooled patches.
         align_steps: steps of the projector alone.
         tune_steps: steps of projector and language model.
         batch: pairs of a step.
-        warm_rate: peak rate of the first, with a warm-up and a straight descent.
-        align_rate: peak rate of the second.
-        tune_rate: peak rate of the third.
+        warm_rate: peak rate of the warm steps, with a warm-up and a straight descent.
+        align_rate: peak rate of the align steps.
+        tune_rate: peak rate of the tune steps.
     """
 
     base: str = "tiny"

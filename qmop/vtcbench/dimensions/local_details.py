@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 from qmop.vtcbench.composing import Level, Wish, compose, fillers, total
 from qmop.vtcbench.dimensions.family import Asked, Family, Plan, Words, one_of, others
@@ -15,8 +16,22 @@ _GLYPH_DOTS = 5
 _UNIT = "patches across the detail"
 
 
+def tile_among_others(draws: Draws, colour: str, detail: str, level: Level) -> Scene:
+    """A scene with one tile of a colour; two to four other tiles stand by."""
+    wanted = Wish(kind=TILE, colour=colour, detail=detail, asked=True)
+    rivals = [Wish(kind=TILE, colour=c) for c in draws.sample(others(COLOURS, colour), draws.integer(2, 5))]
+    rest = fillers(draws, total(draws, level) - 1 - len(rivals), kinds=(*SHAPES, FACE))
+    return compose(draws, [wanted, *rivals, *rest], level)
+
+
+def lone_tile(scene: Scene, draws: Draws, details: Sequence[str]) -> Thing | None:
+    """Any tile that is the only one of its colour and shows one of the details."""
+    tiles = [tile for tile in scene.having(kind=TILE) if tile is scene.only(kind=TILE, colour=tile.colour)]
+    return one_of(draws, [tile for tile in tiles if tile.detail in details])
+
+
 class _OnTile(Family):
-    """What is written on the tile of a colour; two to four other tiles stand by."""
+    """What is written on the tile of a colour."""
 
     dimension, unit = "LD", _UNIT
 
@@ -27,16 +42,11 @@ class _OnTile(Family):
 
     def stage(self, draws: Draws, plan: Plan, level: Level) -> Scene:
         """A scene of which the plan is true."""
-        (colour,) = plan.words
-        wanted = Wish(kind=TILE, colour=colour, detail=plan.answer, asked=True)
-        rivals = [Wish(kind=TILE, colour=c) for c in draws.sample(others(COLOURS, colour), draws.integer(2, 5))]
-        rest = fillers(draws, total(draws, level) - 1 - len(rivals), kinds=(*SHAPES, FACE))
-        return compose(draws, [wanted, *rivals, *rest], level)
+        return tile_among_others(draws, plan.words[0], plan.answer, level)
 
     def offer(self, scene: Scene, draws: Draws) -> Words | None:
         """Words to ask this scene with."""
-        tiles = [t for t in scene.having(kind=TILE) if t is scene.only(kind=TILE, colour=t.colour)]
-        found = one_of(draws, [tile for tile in tiles if tile.detail in self.answers])
+        found = lone_tile(scene, draws, self.answers)
         return None if found is None else (found.colour,)
 
     def look(self, scene: Scene, words: Words) -> Asked | None:

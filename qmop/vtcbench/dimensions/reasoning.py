@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import permutations
-
 from qmop.vtcbench.composing import Level, Wish, compose, fillers, total
 from qmop.vtcbench.dimensions.family import Asked, Family, Plan, Words, others
+from qmop.vtcbench.dimensions.local_details import lone_tile, tile_among_others
 from qmop.vtcbench.dimensions.spatial_counting import lone
 from qmop.vtcbench.draws import Draws
 from qmop.vtcbench.scene import Scene
-from qmop.vtcbench.words import COLOURS, FACE, KINDS, SHAPES
+from qmop.vtcbench.words import COLOURS, FACE, KINDS, NUMBERS, SHAPES, TILE
 
 _YES_NO = ("yes", "no")
 _UNIT = "steps"
-_AND = " and the "
 
 
 def _told(true: bool) -> str:
@@ -35,7 +33,7 @@ class MoreOrFewer(Family):
     def stage(self, draws: Draws, plan: Plan, level: Level) -> Scene:
         """A scene of which the plan is true."""
         low = draws.integer(0, 3)
-        high = low + (1 if level == "hard" else draws.integer(2, 4))
+        high = low + (1 if level == "hard" else draws.integer(1, 4))
         counts = (high, low) if plan.answer == "yes" else (low, high)
         colours = [colour for colour, count in zip(plan.words, counts, strict=True) for _ in range(count)]
         kinds = [wish.kind for wish in fillers(draws, len(colours))]
@@ -62,41 +60,36 @@ class MoreOrFewer(Family):
         return self.asked(words, _told(len(more) > len(fewer)), self._STEPS, [*more, *fewer])
 
 
-class SameColour(Family):
-    """Whether two shapes, or three on the hard level, have one colour: find each, compare."""
+class MoreThanTile(Family):
+    """One more, or on the hard level two more, than the number on a tile: find it, read it, count on."""
 
-    dimension, task, answers, unit = "RC", "same_colour", _YES_NO, _UNIT
-    template = "do the {} have the same colour ?"
+    dimension, task, unit = "RC", "more_than_tile", _UNIT
+    answers = NUMBERS[2:]
+    template = "what is {} more than the number on the {} tile ?"
+    _MORE = NUMBERS[1:3]
 
     def words(self, draws: Draws, level: Level) -> Words:
         """The blanks of the question."""
-        kinds = draws.sample(SHAPES, 3 if level == "hard" else 2)
-        return (_AND.join(kinds),)
+        return (self._MORE[level == "hard"], draws.choice(COLOURS))
 
     def stage(self, draws: Draws, plan: Plan, level: Level) -> Scene:
         """A scene of which the plan is true."""
-        kinds = plan.words[0].split(_AND)
-        first, second = draws.sample(COLOURS, 2)
-        colours = [first] * len(kinds)
-        if plan.answer == "no":
-            colours[draws.integer(0, len(kinds))] = second
-        wanted = [Wish(kind=k, colour=c, asked=True) for k, c in zip(kinds, colours, strict=True)]
-        rest = fillers(draws, total(draws, level) - len(wanted), kinds=others(KINDS, *kinds))
-        return compose(draws, [*wanted, *rest], level)
+        more, colour = plan.words
+        shown = NUMBERS[NUMBERS.index(plan.answer) - NUMBERS.index(more)]
+        return tile_among_others(draws, colour, shown, level)
 
     def offer(self, scene: Scene, draws: Draws) -> Words | None:
         """Words to ask this scene with."""
-        same = draws.integer(0, 2) == 1  # most pairs differ: without this, so would most answers
-        pairs = [pair for pair in permutations(lone(scene), 2) if (pair[0].colour == pair[1].colour) == same]
-        return (_AND.join(thing.kind for thing in draws.choice(pairs)),) if pairs else None
+        more = draws.integer(1, 3)
+        found = lone_tile(scene, draws, NUMBERS[2 - more : len(NUMBERS) - more])
+        return None if found is None else (NUMBERS[more], found.colour)
 
     def look(self, scene: Scene, words: Words) -> Asked | None:
         """The question with what the scene answers."""
-        found = [scene.only(kind=kind) for kind in words[0].split(_AND)]
-        things = [thing for thing in found if thing is not None]
-        if len(things) < len(found):
+        tile, more = scene.only(kind=TILE, colour=words[1]), NUMBERS.index(words[0])
+        if tile is None or tile.detail not in NUMBERS[2 - more : len(NUMBERS) - more]:
             return None
-        return self.asked(words, _told(len({t.colour for t in things}) == 1), len(things) + 1, things)
+        return self.asked(words, NUMBERS[NUMBERS.index(tile.detail) + more], 1 + more, [tile])
 
 
 class Weather(Family):
@@ -163,4 +156,4 @@ class MayGo(Family):
         return self.asked(words, self._RULE[found.colour], self._STEPS, [found])
 
 
-FAMILIES = (MoreOrFewer(), SameColour(), Weather(), MayGo())
+FAMILIES = (MoreOrFewer(), MoreThanTile(), Weather(), MayGo())

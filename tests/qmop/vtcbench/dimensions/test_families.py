@@ -64,10 +64,6 @@ def _count(scene: Scene, colour: str) -> int:
     return sum(thing.colour == colour for thing in scene.things)
 
 
-def _same(scene: Scene, words: list[str]) -> str:
-    return "yes" if len({_one(scene, kind=w).colour for w in words if w in SHAPES}) == 1 else "no"  # type: ignore[attr-defined]
-
-
 TRUTHS: dict[str, Callable[[Scene, list[str]], str]] = {
     "main_shape": lambda s, _: _one(s, large=True).kind,  # type: ignore[attr-defined, arg-type]
     "common_colour": lambda s, _: _share(s, "colour"),
@@ -78,7 +74,7 @@ TRUTHS: dict[str, Callable[[Scene, list[str]], str]] = {
     "relation": _before,
     "shape_at": lambda s, w: _at(s, " ".join(w[5:-1])),
     "more_or_fewer": lambda s, w: "yes" if _count(s, w[3]) > _count(s, w[5]) else "no",
-    "same_colour": _same,
+    "more_than_tile": lambda s, w: NUMBERS[NUMBERS.index(_one(s, kind=TILE, colour=w[9]).detail) + NUMBERS.index(w[2])],  # type: ignore[attr-defined]
     "weather": lambda s, w: {"coat": {"cold": "yes", "warm": "no"}, "lamp": {"dark": "yes", "bright": "no"}}[w[4]][
         s.ground.mood
     ],
@@ -231,12 +227,11 @@ def test_difficulty_of_details_is_their_size_and_of_style_their_contrast() -> No
 def test_reasoning_takes_more_steps_where_more_is_compared() -> None:
     steps = {
         (task, level): {BY_TASK[task].build(Draws(13, number), level)[1].difficulty for number in range(20)}
-        for task in ("weather", "may_go", "more_or_fewer", "same_colour")
+        for task in ("weather", "may_go", "more_or_fewer", "more_than_tile")
         for level in LEVELS[:2]
     }
-    assert steps["weather", "core"] == steps["may_go", "core"] == {2}
-    assert steps["more_or_fewer", "core"] == steps["same_colour", "core"] == {3}
-    assert steps["same_colour", "hard"] == {4}
+    assert steps["weather", "core"] == steps["may_go", "core"] == steps["more_than_tile", "core"] == {2}
+    assert steps["more_or_fewer", "core"] == steps["more_than_tile", "hard"] == {3}
 
 
 def test_questions_put_to_training_scenes_have_true_answers() -> None:
@@ -252,7 +247,7 @@ def test_questions_put_to_training_scenes_have_true_answers() -> None:
 def test_scenes_without_an_answer_are_not_asked() -> None:
     made = training_scene(0, 0).scene
     empty = Scene(things=(), ground=made.ground)
-    for task in ("main_shape", "place", "relation", "shape_at", "same_colour", "feeling", "tile_number", "mark"):
+    for task in ("main_shape", "place", "relation", "shape_at", "more_than_tile", "feeling", "tile_number", "mark"):
         assert BY_TASK[task].ask(empty, Draws(0)) is None
     large = BY_TASK["main_shape"].build(Draws(1), "core")[0]
     for task in ("common_colour", "busy_side", "count_colour", "more_or_fewer"):

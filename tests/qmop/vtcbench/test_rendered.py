@@ -26,8 +26,8 @@ from qmop.vtcbench.rendered import (
 )
 from qmop.vtcbench.scene import held_out
 
-_GOLDEN_JSON = "ef26adfe82823bd490936b8bdbd07a7d5c401ef6051a002bf97bd3f46eaaa3c9"
-_GOLDEN_PIXELS = "16746a1f987bbe06bb05c1463de1d2497ac2d59da218213da8a66059a2c42d58"
+_GOLDEN_JSON = "0af96dd290df5d97157063841e627630a36da436eb3c04918f56076b556e2f83"
+_GOLDEN_PIXELS = "19a6fb042502d66e20c01d4dd515677a3723acf38069e2dfc8aa2bd3d625f71b"
 
 
 def _pixels(rendered: RenderedItem) -> np.ndarray:

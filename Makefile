@@ -16,8 +16,8 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: setup  ## corpus, training, evaluation, report, service, answers
 	$(BIN)/qmop quickstart $(ARGS)
 
-test: setup  ## every test but the soak, two files at a time
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: setup  ## every test but the soak, three files at a time: some wait more than they work
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak" -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 unit: setup  ## the tests that start neither Ray nor a server
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not soak and not pipeline and not slow" -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -21,8 +21,9 @@ from qmop.vtcbench.statistics import Estimate
 PALETTE = ("#2b7bba", "#e08a00", "#1a9b76", "#c8609b", "#d1521b", "#8a6fd1", "#7f8c1f", "#3aa6c9")
 """Colours that tell apart for most kinds of colour vision, on white and on black."""
 NEUTRAL = "#8a8f98"
-_MARKERS = "osD^vPXp"
-_GLYPHS = dict(zip(_MARKERS, "\u25cf\u25a0\u25c6\u25b2\u25bc\u271a\u2716\u2b1f", strict=True))
+_MARKERS = "osD^vPX"
+"""Seven to eight colours, so that 48 rows differ in one or the other."""
+_GLYPHS = dict(zip(_MARKERS, "\u25cf\u25a0\u25c6\u25b2\u25bc\u271a\u2716", strict=True))
 INK = "#010203"
 """Stands for the page's own text colour until the SVG is written."""
 _BRANCH_COLOURS = ("#5667b3", "#c2a83e", "#9b9ea6", "#a8564f", "#4f8f8b")

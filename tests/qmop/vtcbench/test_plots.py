@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -57,3 +58,10 @@ def test_rows_keep_one_colour_and_one_marker_each(report: Report) -> None:
     assert len(set(plots.markers(report).values())) == 4
     assert plots.colours(report)["blind"] == plots.NEUTRAL
     assert len(set(plots.glyphs(report).values())) == 4
+
+
+def test_many_rows_differ_in_colour_or_marker(report: Report) -> None:
+    many = [report.rows[0], *(replace(report.rows[1], label=f"row {number}") for number in range(40)), report.rows[-1]]
+    drawn = replace(report, rows=tuple(many))
+    colours, markers = plots.colours(drawn), plots.markers(drawn)
+    assert len({(colours[row.label], markers[row.label]) for row in many}) == 42

@@ -1,7 +1,7 @@
 """Training as a job of a cluster that somebody else started, with token authentication."""
 
+import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,11 @@ def test_a_submitted_training_logs_its_steps_and_losses(other: Other, corpus: st
     assert (tmp_path / "run" / "checkpoints" / "qmop-16-tune-000002" / "checkpoint.json").is_file()
 
 
-def test_too_few_cpus_are_told_instead_of_waited_for(other: Other, corpus: str, tmp_path: Path) -> None:
-    started = time.monotonic()
+def test_too_few_cpus_are_told_within_half_a_minute(other: Other, corpus: str, tmp_path: Path) -> None:
     done = submit(other, *training(corpus, tmp_path / "wide", "--workers", "2", "--cpus_per_worker", "4"))
-    assert time.monotonic() - started < 120  # nearly all of it submission and imports beside other tests
     assert done.returncode == 1  # what `ray job submit` makes of any failure
     assert f"needs 9 CPUs ({CPUS}" in done.stdout
     assert "Traceback" not in done.stdout
+    stamps = [float(stamp) for stamp in re.findall(r"^ *(\d+\.\d)s ", done.stdout, re.MULTILINE)]
+    assert stamps, done.stdout
+    assert stamps[-1] < 30  # seconds of the job's own clock: submission and imports are not ours to bound

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.bounds import require_above, require_at_least
 from cluster.progress import Progress
 from cluster.storage import is_s3
 from jobs.labelling import Endpoint, Judge
@@ -67,15 +68,9 @@ class LabelRecipe:
             raise ValueError(f"labels is {self.labels}, but labels are appended to a local file: name a local path")
         if Path(self.labels).suffix.lower() == ".csv":
             raise ValueError(f"labels is {self.labels}, but labels are appended as JSONL: name a .jsonl file")
-        for name in ("concurrency", "attempts", "max_tokens", "give_up_after"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
-        if self.per_source is not None and self.per_source < 1:
-            raise ValueError(f"per_source is {self.per_source}, but it must be at least 1")
-        if self.retries < 0:
-            raise ValueError(f"retries is {self.retries}, but it must be at least 0")
-        if self.timeout_s <= 0:
-            raise ValueError(f"timeout_s is {self.timeout_s:g}, but it must be above 0")
+        require_at_least(self, 1, "concurrency", "attempts", "max_tokens", "give_up_after", "per_source")
+        require_at_least(self, 0, "retries")
+        require_above(self, 0, "timeout_s")
 
 
 RECIPE = LabelRecipe

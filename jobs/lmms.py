@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cluster.bounds import require_at_least
 from cluster.progress import Progress
 from cluster.storage import absolute, exists, is_s3, join, read_bytes, write_atomic
 from qmop.vtcbench.harness_task import write_task
@@ -42,9 +43,8 @@ class LmmsRecipe:
             object.__setattr__(self, "suite", absolute(self.suite))
         if is_s3(self.output):
             raise ValueError(f"output is {self.output}, but lmms-eval reads local files: name a local folder")
-        for name, least in (("count", 1), ("seed", 0), ("max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}")
+        require_at_least(self, 1, "count", "max_new_tokens")
+        require_at_least(self, 0, "seed")
 
 
 RECIPE = LmmsRecipe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from cluster.bounds import require_at_least
 from cluster.progress import Progress
 from cluster.storage import join, read_bytes, write_atomic
 from jobs.inspection import Inspected, checkpoints_of, costs_of, inspect
@@ -52,9 +53,8 @@ class ReportRecipe:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a ValueError that names the field."""
-        for name, least in (("rounds", 1), ("samples", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least {least}")
+        require_at_least(self, 1, "rounds")
+        require_at_least(self, 0, "samples")
 
 
 RECIPE = ReportRecipe

@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from cluster.bounds import require_at_least
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
 from cluster.storage import write_atomic
@@ -55,8 +56,7 @@ class ReproduceRecipe:
         known = {name.removesuffix("-stage1") for name in shipped() if name.endswith("-stage1")}
         if unknown := sorted(set(self.methods) - known):
             raise ValueError(f"methods names {', '.join(unknown)}: choose of {', '.join(sorted(known))}")
-        if self.eval_batch < 1:
-            raise ValueError(f"eval_batch is {self.eval_batch}, but it must be at least 1")
+        require_at_least(self, 1, "eval_batch")
 
 
 RECIPE = ReproduceRecipe

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
+from cluster.bounds import require_above, require_at_least
 from cluster.progress import Progress
 from cluster.storage import absolute, exists, join, read_bytes, write_atomic
 from qmop.vtcbench.shrinking import factor_of, shrink_suite
@@ -38,11 +39,8 @@ class ShrinkRecipe:
         object.__setattr__(self, "output", absolute(self.output))
         if (self.tokens is None) == (self.factor is None):
             raise ValueError("give either tokens or factor, which says by how much the pictures shrink")
-        if self.factor is not None and self.factor <= 1:
-            raise ValueError(f"factor is {self.factor:g}, but it must be above 1")
-        for name in ("patches", "tokens"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but it must be at least 1")
+        require_above(self, 1, "factor")
+        require_at_least(self, 1, "patches", "tokens")
         if self.suite == self.output:
             raise ValueError(f"output is the suite itself, {self.suite}: name another folder")
 

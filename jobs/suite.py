@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.bounds import require_at_least
 from cluster.progress import Progress
 from cluster.storage import absolute, exists, join, read_bytes, write_atomic
 from qmop.vtcbench.natural.build import ORIGIN, Built, build_suite
@@ -42,10 +43,7 @@ class NaturalRecipe:
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a ValueError that names the field."""
         object.__setattr__(self, "output", absolute(self.output))
-        for name in ("per_dimension", "items_per_shard"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, but it must be at least 1")
+        require_at_least(self, 1, "per_dimension", "items_per_shard")
 
 
 RECIPE = NaturalRecipe

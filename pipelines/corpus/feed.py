@@ -21,6 +21,7 @@ import pyarrow as pa
 import ray.data
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from cluster.bounds import require_at_least
 from cluster.storage import absolute
 from pipelines.corpus.blend import Blend, Places
 from pipelines.corpus.reader import OpenShard, open_shard
@@ -73,9 +74,7 @@ class CorpusFeed:
         """Refuse what cannot work, with a ValueError that names the field."""
         named = {self.corpora: 1.0} if isinstance(self.corpora, str) else self.corpora
         object.__setattr__(self, "corpora", {absolute(uri): float(weight) for uri, weight in named.items()})
-        for name in ("micro_batch", "slots", "window_shards", "windows_ahead"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        require_at_least(self, 1, "micro_batch", "slots", "window_shards", "windows_ahead")
         if self.start < 0 or (self.samples is not None and self.samples < self.start):
             raise ValueError(f"start is {self.start}, it must lie between 0 and samples ({self.samples})")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass, field
 from typing import Literal
 
+from cluster.bounds import require_at_least
 from cluster.session import RaySettings
 
 SOURCES = ("llava", "img2dataset", "parquet", "folder", "webdataset", "rendered")
@@ -29,9 +30,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a ValueError that names the field."""
-        for name in ("max_bytes", "max_pixels", "max_frames", "max_images"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"limits.{name} is {getattr(self, name)}, it must be at least 1")
+        require_at_least(self, 1, "max_bytes", "max_pixels", "max_frames", "max_images", inside="limits.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,13 +116,10 @@ class PrepareRecipe:
             raise ValueError(f"source is {self.source!r}, expected one of {', '.join(SOURCES)}")
         if not self.output:
             raise ValueError("output is empty, name the folder that receives the shards")
-        for name in ("samples_per_shard", "count", "questions_per_scene"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, it must be at least 1")
+        require_at_least(self, 1, "samples_per_shard", "count", "questions_per_scene")
         if not 0.0 <= self.max_bad_share <= 1.0:
             raise ValueError(f"max_bad_share is {self.max_bad_share}, it must lie between 0 and 1")
-        if self.tolerated_bad < 0:
-            raise ValueError(f"tolerated_bad is {self.tolerated_bad}, it must be at least 0")
+        require_at_least(self, 0, "tolerated_bad")
         self._require_paths()
 
     def _require_paths(self) -> None:

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.bounds import require_above, require_at_least
 from cluster.session import RaySettings
 from cluster.storage import absolute, is_s3
 from pipelines.evaluation.gate import parse_gate
@@ -28,9 +29,8 @@ class SuiteRecipe:
     items_per_shard: int = 250
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("count", 1), ("items_per_shard", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"rendered.{name} is {getattr(self, name)}, but it must be at least {least}")
+        require_at_least(self, 0, "seed", inside="rendered.")
+        require_at_least(self, 1, "count", "items_per_shard", inside="rendered.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,8 @@ class WatchRecipe:
     lease_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("poll_s", "lease_s"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"watching.{name} is {getattr(self, name)}, but it must be above 0")
-        if self.idle_s is not None and self.idle_s < 0:
-            raise ValueError(f"watching.idle_s is {self.idle_s}, but it must be at least 0")
+        require_above(self, 0, "poll_s", "lease_s", inside="watching.")
+        require_at_least(self, 0, "idle_s", inside="watching.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +125,6 @@ class EvaluateRecipe:
             object.__setattr__(self, "suite", absolute(self.suite))
         if not self.checkpoints:
             raise ValueError("checkpoints is empty: name at least one checkpoint, a folder of them, or tiny")
-        for name in ("workers", "threads", "batch", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but it must be at least 1")
-        if self.num_gpus < 0:
-            raise ValueError(f"num_gpus is {self.num_gpus}, but it must be at least 0")
+        require_at_least(self, 1, "workers", "threads", "batch", "max_new_tokens")
+        require_at_least(self, 0, "num_gpus")
         parse_gate(self.fail_below)

@@ -6,6 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
+from cluster.bounds import require_at_least
 from cluster.session import RaySettings
 
 _SHORTEST_KEY = 16
@@ -66,16 +67,14 @@ class ServeRecipe:
         Raises:
             ValueError: naming the field, its value and the way out.
         """
-        for name in ("replicas", "threads", "max_new_tokens", "max_body_bytes", "max_image_bytes", "max_pixels"):
-            _require_at_least(name, getattr(self, name), 1)
-        for name in ("num_gpus", "max_images", "max_queued_requests", "start_timeout_s", "drain_timeout_s"):
-            _require_at_least(name, getattr(self, name), 0)
+        sizes = ("max_new_tokens", "max_body_bytes", "max_image_bytes", "max_pixels")
+        require_at_least(self, 1, "replicas", "threads", *sizes)
+        require_at_least(self, 0, "num_gpus", "max_images", "max_queued_requests", "start_timeout_s", "drain_timeout_s")
         if not self.num_cpus > 0:
             raise ValueError(f"num_cpus is {self.num_cpus}, but a replica needs a share of a CPU: give e.g. 0.5.")
         if not 1 <= self.port <= _HIGHEST_PORT:
             raise ValueError(f"port is {self.port}, but ports go from 1 to {_HIGHEST_PORT}: give one of those.")
-        if self.max_replicas is not None:
-            _require_at_least("max_replicas", self.max_replicas, self.replicas)
+        require_at_least(self, self.replicas, "max_replicas")
         self._check_access()
 
     @property
@@ -110,8 +109,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _require_at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise ValueError(f"{name} is {value}, but it must be at least {least}: give a larger number.")

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from cluster.bounds import require_above, require_at_least
 from cluster.session import RaySettings
 from cluster.storage import absolute, join
 from pipelines.training.lora import LoraRecipe
@@ -50,8 +51,8 @@ class StageRecipe:
     exports: int = 1
 
     def __post_init__(self) -> None:
-        _at_least("steps", self.steps, 0)
-        _at_least("exports", self.exports, 1)
+        require_at_least(self, 0, "steps")
+        require_at_least(self, 1, "exports")
         if not 0.0 <= self.warmup < 1.0:
             raise ValueError(f"warmup is {self.warmup}, but it is a share of the steps: choose from 0 to below 1")
 
@@ -156,18 +157,12 @@ class TrainRecipe:
         for name in ("corpus", "output"):  # other processes have other working directories
             object.__setattr__(self, name, absolute(getattr(self, name)))
         named_parts(self.base, self.language, self.vision, self.llava)
-        _at_least("gpus_per_node", self.gpus_per_node, 1)
-        _at_least("workers", self.workers, 1)
+        require_at_least(self, 1, "gpus_per_node", "workers", "micro_batch", "log_every", "tokens", "keep_states")
+        require_at_least(self, 1, "watchdog_s")
+        require_at_least(self, 0, "save_every")
+        require_above(self, 0, "cpus_per_worker")
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers is {self.min_workers}, but it lies between 1 and workers ({self.workers})")
-        _at_least("micro_batch", self.micro_batch, 1)
-        _at_least("log_every", self.log_every, 1)
-        _at_least("tokens", self.tokens, 1)
-        _at_least("save_every", self.save_every, 0)
-        _at_least("keep_states", self.keep_states, 1)
-        _at_least("watchdog_s", self.watchdog_s, 1)
-        if self.cpus_per_worker <= 0:
-            raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}, but it must be above 0")
         if self.global_batch < self.micro_batch or self.global_batch % self.micro_batch:
             raise ValueError(
                 f"global_batch is {self.global_batch}, but it consists of whole micro-batches of {self.micro_batch}: "
@@ -230,8 +225,3 @@ def compressor_options(recipe: TrainRecipe, stage: StageName) -> dict[str, Any]:
         return dict(recipe.options)
     router = {"temperature": recipe.router.temperature_end, **recipe.options.get("router", {})}
     return {**recipe.options, "stage": 1 if stage == "align" else 2, "router": router}
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} is {value}, but it must be at least {least}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.bounds import require_above, require_at_least
 from cluster.storage import absolute
 from pipelines.evaluation.recipe import SuiteRecipe
 
@@ -44,12 +45,9 @@ class ValidationRecipe:
     def __post_init__(self) -> None:
         if self.results is not None:
             object.__setattr__(self, "results", absolute(self.results))  # other processes work elsewhere
-        for name, least in (("every", 0), ("num_gpus", 0), ("batch", 1), ("max_new_tokens", 1), ("keep_exports", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"validation.{name} is {getattr(self, name)}, but it must be at least {least}")
-        for name in ("time_limit_s", "num_cpus"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"validation.{name} is {getattr(self, name)}, but it must be above 0")
+        require_at_least(self, 0, "every", "num_gpus", "keep_exports", inside="validation.")
+        require_at_least(self, 1, "batch", "max_new_tokens", inside="validation.")
+        require_above(self, 0, "time_limit_s", "num_cpus", inside="validation.")
 
     def judges(self, place: int, exports: int) -> bool:
         """Whether the export at a place, from 1, of a stage with so many is to be judged."""

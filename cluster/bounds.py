@@ -1,0 +1,39 @@
+"""What the numbers of a recipe must keep to."""
+
+from __future__ import annotations
+
+
+def require_at_least(recipe: object, least: float, *names: str, inside: str = "") -> None:
+    """Refuse fields below their least value; one that is None is not given and passes.
+
+    Args:
+        recipe: whose fields they are.
+        least: the smallest value that passes; NaN never does.
+        names: the fields.
+        inside: what stands before their names when they are given, such as ``validation.``.
+
+    Raises:
+        ValueError: naming the field, its value and the bound.
+    """
+    for name in names:
+        value = getattr(recipe, name)
+        if value is not None and not value >= least:
+            raise ValueError(f"{inside}{name} is {value}, but it must be at least {least:g}")
+
+
+def require_above(recipe: object, bound: float, *names: str, inside: str = "") -> None:
+    """Refuse fields that do not lie above a bound; one that is None is not given and passes.
+
+    Args:
+        recipe: whose fields they are.
+        bound: the largest value that is refused; NaN always is.
+        names: the fields.
+        inside: what stands before their names when they are given, such as ``validation.``.
+
+    Raises:
+        ValueError: naming the field, its value and the bound.
+    """
+    for name in names:
+        value = getattr(recipe, name)
+        if value is not None and not value > bound:
+            raise ValueError(f"{inside}{name} is {value}, but it must be above {bound:g}")

@@ -34,9 +34,7 @@ def load(
             holds a model of another kind, such as a stock LLaVA.
     """
     folder = Path(path)
-    if (family := model_family(folder)) != QMoPConfig.model_type:
-        cure = "build a model from it with qmop.from_llava" if family == "llava" else "give one that qmop has saved"
-        raise ValueError(f"{folder} holds a {family} model, not a {QMoPConfig.model_type}: {cure}")
+    require_own_family(model_family(folder), str(folder))
     model, report = read_weights(folder, dtype=dtype or "auto")
     if wrong := {kind: keys for kind, keys in report.items() if keys}:
         raise ValueError(f"{folder} does not fit its own config.json: {wrong}; export it again")
@@ -53,6 +51,21 @@ def model_family(folder: Path) -> str:
     if not config.is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no model: expected a folder with config.json and model.safetensors")
     return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+
+
+def require_own_family(family: str, place: str) -> None:
+    """Refuse a model of another kind than ours.
+
+    Args:
+        family: the `model_type` of its configuration.
+        place: where it lies, for the message.
+
+    Raises:
+        ValueError: if it is another; the message says the way out.
+    """
+    if family != QMoPConfig.model_type:
+        cure = "build a model from it with qmop.from_llava" if family == "llava" else "give one that qmop has saved"
+        raise ValueError(f"{place} holds a {family} model, not a {QMoPConfig.model_type}: {cure}")
 
 
 def declared(config: QMoPConfig) -> Declaration:

@@ -12,6 +12,7 @@ from cluster.storage import absolute, exists, join, list_files, read_bytes, sha2
 from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card, shaping_files
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
+from qmop.loading import require_own_family
 from qmop.tiny.base import TINY, base_path
 from qmop.views import View, view_of
 
@@ -197,11 +198,7 @@ def _config(uri: str) -> QMoPConfig:
 
 def _foreign(label: str | None, uri: str) -> Candidate:
     config = _config(uri)
-    if config.model_type != QMoPConfig.model_type:
-        raise ValueError(
-            f"checkpoint {uri} holds a {config.model_type} model, not one of ours: build one from it with "
-            "qmop.from_llava and save it"
-        )
+    require_own_family(config.model_type, f"checkpoint {uri}")
     name = "uncompressed" if config.compressor == _UNCOMPRESSED else _last(uri)
     return Candidate(
         label=label or name,

@@ -81,15 +81,19 @@ class MoreThanTile(Family):
     def offer(self, scene: Scene, draws: Draws) -> Words | None:
         """Words to ask this scene with."""
         more = draws.integer(1, 3)
-        found = lone_tile(scene, draws, NUMBERS[2 - more : len(NUMBERS) - more])
+        found = lone_tile(scene, draws, self._shown(more))
         return None if found is None else (NUMBERS[more], found.colour)
 
     def look(self, scene: Scene, words: Words) -> Asked | None:
         """The question with what the scene answers."""
         tile, more = scene.only(kind=TILE, colour=words[1]), NUMBERS.index(words[0])
-        if tile is None or tile.detail not in NUMBERS[2 - more : len(NUMBERS) - more]:
+        if tile is None or tile.detail not in self._shown(more):
             return None
         return self.asked(words, NUMBERS[NUMBERS.index(tile.detail) + more], 1 + more, [tile])
+
+    def _shown(self, more: int) -> tuple[str, ...]:
+        """What a tile may show whose answer, so much more, is one of the family's."""
+        return tuple(NUMBERS[NUMBERS.index(answer) - more] for answer in self.answers)
 
 
 class Weather(Family):

@@ -131,6 +131,6 @@ def test_a_stock_model_is_refused_with_the_way_to_make_it_ours(tmp_path: Path) -
     config = tmp_path / "llava" / "config.json"
     config.write_text(config.read_text().replace('"model_type": "qmop"', '"model_type": "llava"'))
     with pytest.raises(
-        ValueError, match=r"holds a llava model, not one of ours: build one from it with qmop.from_llava"
+        ValueError, match=r"holds a llava model, not a qmop: build a model from it with qmop.from_llava"
     ):
         discover([str(tmp_path / "llava")])

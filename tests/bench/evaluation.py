@@ -31,7 +31,7 @@ from qmop.vtcbench.suite import write_suite
 from tests.bench.corpus import interval
 from tests.bench.evaluation_ways import CHECKPOINTS
 from tests.bench.projectors import progress
-from tests.bench.training import everyone, tell
+from tests.bench.taking_turns import end, family, tell
 
 WAYS = {
     "single": "(a) one question at a time, two threads",
@@ -54,13 +54,10 @@ def started(way: str, folder: Path) -> Iterator[psutil.Popen]:
         process = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=_environment(way))
     try:
         wait(folder / f"up-{way}", process, folder, way)
-        tell([process], signal.SIGSTOP)
+        tell(family([process]), signal.SIGSTOP)
         yield process
     finally:
-        tell([process], signal.SIGCONT)
-        for below in everyone(process):
-            below.kill()
-        process.wait()
+        end([process])
 
 
 def _environment(way: str) -> dict[str, str]:
@@ -92,7 +89,7 @@ def one_round(folder: Path, number: int) -> dict[str, dict[str, Any]]:
             (folder / f"go-{way}").touch()
         while left:
             for way in list(left):
-                tell([processes[way]], signal.SIGCONT)
+                tell(family([processes[way]]), signal.SIGCONT)
                 began = time.monotonic()
                 done = wait(folder / f"done-{way}", processes[way], folder, way, TURN_S)
                 spent[way] += time.monotonic() - began
@@ -100,7 +97,7 @@ def one_round(folder: Path, number: int) -> dict[str, dict[str, Any]]:
                     wait(folder / f"again-{way}", processes[way], folder, way)
                 if done:
                     left.remove(way)
-                tell([processes[way]], signal.SIGSTOP)
+                tell(family([processes[way]]), signal.SIGSTOP)
             left.reverse()
         said = {way: json.loads((folder / f"done-{way}").read_text()) for way in WAYS}
         reruns = {way: json.loads((folder / f"again-{way}").read_text())["seconds"] for way in ("apart", "ours")}

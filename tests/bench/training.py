@@ -29,16 +29,22 @@ from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
 from tests.bench.corpus import interval
 from tests.bench.projectors import progress
+from tests.bench.taking_turns import cpu_seconds, cpu_since, end, family, tell
 from tests.bench.training_restart import restart
-from tests.bench.training_ways import LAYERS, ROUNDS, STEPS, WIDTH, WORLD, make_base, recipe_in
+from tests.bench.training_ways import LAYERS, ROUNDS, STEPS, TRAINER, WIDTH, WORLD, make_base, recipe_in
 
-WAYS = {"ddp": "(i) torch DDP", "deepspeed": "(ii) DeepSpeed alone", "ours": "(iii) ours under Ray Train"}
+WAYS = {
+    "ddp": "(i) torch DDP",
+    "deepspeed": "(ii) DeepSpeed alone",
+    "beside": "(ii') the same beside Ray's processes, idle",
+    "ours": "(iii) ours under Ray Train",
+}
 WARM, SAMPLES = 2, 2000
 _MODULE, _LONGEST_S, _POLL_S = "tests.bench.training_ways", 300.0, 0.02
 
 
 @contextmanager
-def group(way: str, folder: Path) -> Iterator[list[psutil.Process]]:
+def group(way: str, folder: Path) -> Iterator[list[psutil.Popen]]:
     """The processes that were started for a way; ended with all below them."""
     command = [sys.executable, "-m", _MODULE, way, str(folder)]
     shared = os.environ | {"OMP_NUM_THREADS": "1", "WORLD_SIZE": str(WORLD), "MASTER_ADDR": "127.0.0.1"}
@@ -49,70 +55,57 @@ def group(way: str, folder: Path) -> Iterator[list[psutil.Process]]:
     try:
         yield started
     finally:
-        tell(started, signal.SIGCONT)
-        for process in [below for one in started for below in everyone(one)]:
-            process.kill()
-        for process in started:
-            process.wait()
+        end(started)
 
 
-def everyone(process: psutil.Process) -> list[psutil.Process]:
-    """A process and all below it."""
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+class Turns:
+    """Lets one way work at a time."""
 
+    def __init__(self, folder: Path, processes: dict[str, list[psutil.Popen]]) -> None:
+        self.folder, self.processes = folder, processes
+        self.taken = dict.fromkeys(processes, 0)
 
-def tell(processes: list[psutil.Process], what: signal.Signals) -> None:
-    """Send a signal to processes and all below them."""
-    for process in [below for one in processes for below in everyone(one)]:
-        try:
-            process.send_signal(what)
-        except psutil.NoSuchProcess:
-            continue
+    def take(self, way: str) -> dict[str, Any]:
+        """Let a way take its next steps; what it measured, with the CPU seconds of a step in all that were awake."""
+        who = "deepspeed" if way == "beside" else way
+        awake = self._awake(way)
+        number, log = self.taken[who], self.folder / f"{who}.log"
+        self.taken[who] += 1
+        before = cpu_seconds(awake)
+        tell(awake, signal.SIGCONT)
+        (self.folder / f"go-{who}-{number}").touch()
+        done, deadline = self.folder / f"done-{who}-{number}", time.monotonic() + _LONGEST_S
+        while not done.exists():
+            ended = [process for process in self.processes[who] if process.poll() is not None]
+            if ended or time.monotonic() > deadline:
+                raise RuntimeError(f"{who} did not take its steps:\n{log.read_text()[-3000:]}")
+            time.sleep(_POLL_S)
+        awake = self._awake(way)  # some may have begun meanwhile
+        tell(awake, signal.SIGSTOP)
+        said: dict[str, Any] = json.loads(done.read_text())
+        return said | {"cpu": cpu_since(before, awake) / STEPS}
 
-
-def block(way: str, number: int, folder: Path, processes: list[psutil.Process]) -> dict[str, Any]:
-    """Let a way take its next steps; what it measured, with the CPU seconds of a step in all its processes."""
-    spent = cpu_seconds(processes)
-    tell(processes, signal.SIGCONT)
-    (folder / f"go-{way}-{number}").touch()
-    done, deadline = folder / f"done-{way}-{number}", time.monotonic() + _LONGEST_S
-    while not done.exists():
-        ended = [process for process in processes if process.poll() is not None]
-        if ended or time.monotonic() > deadline:
-            raise RuntimeError(f"{way} did not take its steps:\n{(folder / f'{way}.log').read_text()[-3000:]}")
-        time.sleep(_POLL_S)
-    tell(processes, signal.SIGSTOP)
-    said: dict[str, Any] = json.loads(done.read_text())
-    return said | {"cpu": (cpu_seconds(processes) - spent) / STEPS}
-
-
-def cpu_seconds(processes: list[psutil.Process]) -> float:
-    """CPU time so far of processes and all below them that are there."""
-    spent = 0.0
-    for process in [below for one in processes for below in everyone(one)]:
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        spent += times.user + times.system
-    return spent
+    def _awake(self, way: str) -> list[psutil.Process]:
+        """Who works while it is a way's turn."""
+        if way != "beside":
+            return family(self.processes[way])
+        trainers = {int(file.name.removeprefix(TRAINER)) for file in self.folder.glob(f"{TRAINER}*")}
+        idle = [process for process in family(self.processes["ours"]) if process.pid not in trainers]
+        return family(self.processes["deepspeed"]) + idle
 
 
 def rounds(folder: Path) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
     """What the ways measured, round for round, and ours in one more block, which begins with saving a state."""
     seen: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
     with group("ddp", folder) as ddp, group("deepspeed", folder) as deepspeed, group("ours", folder) as ours:
-        processes = {"ddp": ddp, "deepspeed": deepspeed, "ours": ours}
+        turns = Turns(folder, {"ddp": ddp, "deepspeed": deepspeed, "ours": ours})
         for number in range(ROUNDS):
             for turn in range(len(WAYS)):
                 way = list(WAYS)[(turn + number) % len(WAYS)]
-                said = block(way, number, folder, processes[way])
+                said = turns.take(way)
                 progress(f"training: round {number + 1} of {ROUNDS}, {way}: {said['seconds']:.3f} s a step")
                 seen[way].append(said)
-        saving = block("ours", ROUNDS, folder, ours)
+        saving = turns.take("ours")
     return {way: many[WARM:] for way, many in seen.items()}, saving
 
 
@@ -127,7 +120,8 @@ def table(seen: dict[str, list[dict[str, Any]]], saving: dict[str, Any]) -> str:
         own, spent = (statistics.median(one[which] for one in many) for which in ("own_cpu", "cpu"))
         lines.append(f"| {WAYS[way]} | {statistics.median(seconds[way]):.3f} | {own:.3f} | {spent:.3f} |")
     lines += ["", f"| ratio, {ROUNDS - WARM} rounds | mean, 95 % interval | limit |", "|---|---|---|"]
-    for one, other, limit in (("ours", "deepspeed", 1.025), ("deepspeed", "ddp", None)):
+    pairs = (("ours", "deepspeed", 1.025), ("ours", "beside", None), ("beside", "deepspeed", None))
+    for one, other, limit in (*pairs, ("deepspeed", "ddp", None)):
         mean, low, high = interval([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])
         verdict = "none" if limit is None else f"{limit} at the upper end, {'met' if high <= limit else 'missed'}"
         lines.append(f"| {WAYS[one]} / {WAYS[other]} | {mean:.3f} ({low:.3f}-{high:.3f}) | {verdict} |")

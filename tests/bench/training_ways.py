@@ -45,11 +45,13 @@ STEPS, WORLD = 8, 2
 """Of a block; processes."""
 ROUNDS = 9
 """Blocks of every way."""
-SAVE_EVERY = STEPS * ROUNDS
-"""A state is begun behind the last of them: what it costs is measured apart."""
+SAVE_EVERY = STEPS * ROUNDS + 1
+"""A state is begun inside one more block: what it costs is measured apart, and nobody is stopped meanwhile."""
 WIDTH, INNER, LAYERS, HEADS = 768, 2048, 8, 12
 """Of the language model: so large that a sample's step costs much more than its preparation, as real ones' do."""
 LONGEST_S, _POLL_S = 1800.0, 0.01
+TRAINER = "trainer-"
+"""Each of our training processes leaves a file of this name with its number."""
 
 
 def recipe_in(folder: Path) -> TrainRecipe:
@@ -156,6 +158,7 @@ def paced_loop(settings: LoopSettings, folder: Path) -> None:
 
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo")
+    (folder / f"{TRAINER}{os.getpid()}").touch()
     stage = PacedStage(settings, settings.plans[0])
     stage.pace = Paced(folder, "ours")
     stage.run(Found())

@@ -22,13 +22,7 @@ def require_at_least(recipe: object, least: float, *names: str, inside: str = ""
 
 
 def require_above(recipe: object, bound: float, *names: str, inside: str = "") -> None:
-    """Refuse fields that do not lie above a bound; one that is None is not given and passes.
-
-    Args:
-        recipe: whose fields they are.
-        bound: the largest value that is refused; NaN always is.
-        names: the fields.
-        inside: what stands before their names when they are given, such as ``validation.``.
+    """As `require_at_least`, with a bound that is refused itself.
 
     Raises:
         ValueError: naming the field, its value and the bound.

@@ -1,23 +1,16 @@
 """What a model costs in multiply-accumulates and cached bytes, known without running it at full size.
 
-The paper prints multiply-accumulates (MACs) and calls them FLOPs; so these are MACs, half of the usual FLOPs.
-Counted are products of matrices, convolutions, attention (in full, although half of it is masked in a causal model)
-and every product of two tensors element by element, which is how attention over small windows is computed. Not
-counted, as in the papers: sums, norms, activations, softmaxes, sorting, interpolation and products with a constant.
+The paper prints multiply-accumulates (MACs) and calls them FLOPs; so these are MACs, half of the usual FLOPs, by the
+rules of `qmop.mac_counter`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 from transformers import AutoModel, CLIPTextConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from qmop.compressors.mixture import Mixture
@@ -25,65 +18,11 @@ from qmop.compressors.projector import Projector, projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.encoders import QueryEncoder, visual_features
 from qmop.features import Query, VisualFeatures
+from qmop.language_shape import VICUNA_7B, LanguageShape
+from qmop.mac_counter import macs_of
 
 QUESTION_TOKENS = 51
 """Average length of a question in the paper's data, by its Table 7."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LanguageShape:
-    """The sizes of a decoder with gated feed-forward layers (Llama, Vicuna, Qwen, Mistral) that decide its cost.
-
-    Attributes:
-        layers: L.
-        width: D.
-        inner: F, the width inside a feed-forward layer.
-        heads: attention heads.
-        key_heads: heads of keys and values, fewer than `heads` where they are shared (GQA).
-        head_width: width of one head.
-    """
-
-    layers: int
-    width: int
-    inner: int
-    heads: int
-    key_heads: int
-    head_width: int
-
-    @classmethod
-    def of(cls, config: Any) -> LanguageShape:
-        """The shape of a transformers text configuration."""
-        heads = config.num_attention_heads
-        return cls(
-            layers=config.num_hidden_layers,
-            width=config.hidden_size,
-            inner=config.intermediate_size,
-            heads=heads,
-            key_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_width=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        )
-
-    def layer_macs(self, tokens: int) -> int:
-        """MACs of one layer over that many tokens."""
-        projections = 2 * self.width * self.head_width * (self.heads + self.key_heads)
-        linear = projections + 3 * self.width * self.inner
-        return linear * tokens + 2 * tokens**2 * self.heads * self.head_width
-
-    def macs(self, tokens: int) -> int:
-        """MACs of all layers; without shared heads the paper's L(4D^2 + 3DF)M + 2M^2DL (Table 6)."""
-        return self.layers * self.layer_macs(tokens)
-
-    def layer_kv_bytes(self, tokens: int, bytes_each: int = 2) -> int:
-        """Bytes of one layer's cached keys and values, in half precision unless told otherwise."""
-        return 2 * self.key_heads * self.head_width * bytes_each * tokens
-
-    def kv_bytes(self, tokens: int, bytes_each: int = 2) -> int:
-        """Bytes of all layers' cached keys and values (Table 6)."""
-        return self.layers * self.layer_kv_bytes(tokens, bytes_each)
-
-
-VICUNA_7B = LanguageShape(layers=32, width=4096, inner=11008, heads=32, key_heads=32, head_width=128)
-"""The language model of LLaVA-1.5-7B."""
 
 
 _PARTS = ("vision", "reading", "question", "projector", "language")
@@ -194,14 +133,6 @@ def projector_macs(projector: Projector, features: VisualFeatures, query: Query 
         return macs_of(lambda: projector(features, query))
 
 
-def macs_of(call: Callable[[], object]) -> int:
-    """Run something and count its MACs, by the rules at the top of this file."""
-    # Fused kernels hide their products from the counter; the plain ones compute the same in the open.
-    with _no_fused_attention(), _Counter() as counter:
-        call()
-    return counter.macs
-
-
 def llava_config(compressor: str = "mlp", tokens: int | None = None, **options: Any) -> QMoPConfig:
     """The configuration of LLaVA-1.5-7B over CLIP ViT-L/14-336 and its text tower, with any compressor."""
     return QMoPConfig(
@@ -304,45 +235,3 @@ def _random(output: VisualFeatures | Query, device: torch.device) -> dict[str, A
 
 def _random_like(value: Tensor, device: torch.device) -> Tensor:
     return torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(device)
-
-
-@contextmanager
-def _no_fused_attention() -> Iterator[None]:
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
-class _Counter(TorchDispatchMode):
-    """Adds up the products of every operation; torch's own counter fails on modules that are called with parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.macs = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        kwargs = kwargs or {}
-        with self:
-            parts = func.decompose(*args, **kwargs)
-        if parts is not NotImplemented:
-            return parts
-        result = func(*args, **kwargs)
-        kind = func.overloadpacket
-        if kind in flop_registry:
-            self.macs += flop_registry[kind](*args, **kwargs, out_val=result) // 2
-        elif kind in (torch.ops.aten.mul, torch.ops.aten.mul_):
-            self.macs += _elementwise(args[0], args[1], result)
-        elif kind == torch.ops.aten._cdist_forward:  # noqa: SLF001 - an operation's name
-            self.macs += result.numel() * args[0].shape[-1]
-        return result
-
-
-def _elementwise(left: Any, right: Any, result: Tensor) -> int:
-    """One per number in the result, unless one side is a single number."""
-    smaller = min(side.numel() if isinstance(side, Tensor) else 1 for side in (left, right))
-    return 0 if smaller == 1 else result.numel()

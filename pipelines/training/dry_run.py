@@ -29,7 +29,7 @@ from pipelines.training.objective import freeze
 from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
 from qmop.compressors.mixture import Mixture
 from qmop.configuration_qmop import QMoPConfig
-from qmop.cost import LanguageShape
+from qmop.language_shape import LanguageShape
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 
 _WIDTHS = {"fp32": 4, "bf16": 2}

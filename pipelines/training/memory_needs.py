@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from qmop.cost import LanguageShape
+from qmop.language_shape import LanguageShape
 
 Offload = Literal["none", "optimizer", "optimizer and parameters"]
 OFFLOADS: dict[int, tuple[Offload, ...]] = {

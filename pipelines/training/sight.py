@@ -14,7 +14,8 @@ from pipelines.training.bases import base_config
 from pipelines.training.recipe import StageName, TrainRecipe, compressor_options
 from qmop.compressors.mixture import BRANCHES
 from qmop.configuration_qmop import QMoPConfig
-from qmop.cost import LanguageShape, cost_of
+from qmop.cost import cost_of
+from qmop.language_shape import LanguageShape
 
 # Dense bf16 TFLOP/s with fp32 accumulation, without sparsity, by the name that torch.cuda.get_device_name() gives.
 # Sources: NVIDIA's data sheets of each product (where only the sparse figure is printed, half of it), the Ampere GA102,

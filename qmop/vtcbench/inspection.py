@@ -9,8 +9,9 @@ from typing import Any
 from PIL import Image
 
 from qmop.answering import prompt
+from qmop.drawing import GAP, LINE, SIDE
 from qmop.profiler import Profile, profile
-from qmop.visualize import GAP, LINE, SIDE, explain
+from qmop.visualize import explain
 
 ROUNDS = 5
 _QUALITY = 85

@@ -8,7 +8,7 @@ import statistics
 import torch
 from transformers import DynamicCache, LlamaModel
 
-from qmop.cost import VICUNA_7B
+from qmop.language_shape import VICUNA_7B
 from tests.bench import prefill, projectors
 from tests.bench.projectors import progress, seconds
 

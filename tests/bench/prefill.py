@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaModel
 
-from qmop.cost import VICUNA_7B, LanguageShape, llava_config
+from qmop.cost import llava_config
+from qmop.language_shape import VICUNA_7B, LanguageShape
 from tests.bench.projectors import against, paired, progress, seconds, where
 
 WHOLE, BUDGETS, TEXT = 576, (144, 64), 60

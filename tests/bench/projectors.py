@@ -22,9 +22,11 @@ from transformers import CLIPVisionModel
 from qmop.compressors import list_compressors
 from qmop.compressors.mixture import Mixture
 from qmop.compressors.projector import Connector, Projector, build_projector
-from qmop.cost import QUESTION_TOKENS, VICUNA_7B, llava_config, macs_of
+from qmop.cost import QUESTION_TOKENS, llava_config
 from qmop.encoders import QueryEncoder, visual_features
 from qmop.features import CompressedTokens, Query
+from qmop.language_shape import VICUNA_7B
+from qmop.mac_counter import macs_of
 from qmop.profiler import device_name, peak_bytes
 
 GRID, WIDTH, LANGUAGE, PICTURE = 24, 1024, VICUNA_7B.width, 336

@@ -10,14 +10,11 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from qmop.compressors.resampler import Resampler
 from qmop.compressors.window_pool import WindowPool
+from qmop.drawing import BAR, GAP, LINE, SIDE
 from qmop.features import CompressedTokens, Query, VisualFeatures
 from qmop.surgery import compress
 from qmop.tiny.assemble import tiny_model, tiny_processor
 from qmop.visualize import (
-    BAR,
-    GAP,
-    LINE,
-    SIDE,
     _kept,
     draw,
     explain,

@@ -18,7 +18,7 @@ from pipelines.training.memory_needs import (
     layer_bytes,
     needs_of,
 )
-from qmop.cost import VICUNA_7B, LanguageShape
+from qmop.language_shape import VICUNA_7B, LanguageShape
 
 BILLION = 10**9
 EIGHT = Machines(gpus=8, per_node=8)

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from pipelines.training.parts import Parts
 from pipelines.training.sizes import config_of, llava_13b
-from qmop.cost import VICUNA_7B, LanguageShape
+from qmop.language_shape import VICUNA_7B, LanguageShape
 from tests.pipelines.training.base_parts import save_language
 
 SEVEN = Parts(language="lmsys/vicuna-7b-v1.5@refs/pr/3", vision="openai/clip-vit-large-patch14-336")

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from qmop.drawing import LINE, SIDE
 from qmop.loading import derive, load
 from qmop.tiny.base import base_path
-from qmop.visualize import LINE, SIDE, explain
+from qmop.visualize import explain
 from qmop.vtcbench.inspection import drawing, timed
 from qmop.vtcbench.rendered import RenderedItem
 

@@ -1,39 +1,21 @@
-"""Published projectors in, checkpoints of ours out: the only place that reads a `.bin`.
-
-Pickled files are read as tensors and nothing else; one that asks for more is refused unread.
-"""
+"""Published projectors in, checkpoints of ours out."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
-import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from qmop.compressors.projector import Projector
 from qmop.compressors.registry import method_class
+from qmop.foreign_files import Tensors, read_tensors
 from qmop.loading import derive
+from qmop.whole_files import whole_folder
 
-Tensors = dict[str, Tensor]
-
-PICKLED = (".bin", ".pt", ".pth")
-_INDEXED = (
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "pytorch_model.bin.index.json",
-    "pytorch_model.bin",
-    "mm_projector.bin",
-)
 _PROJECTOR = re.compile(r"(?:^|\.)(?:mm_projector|multi_modal_projector)\.(?P<name>.+)$")
 _LANGUAGE = re.compile(
     r"^(?:(?:model\.language_model|language_model\.model|model)\.(?P<name>(?:embed_tokens|layers|norm)\..+)"
@@ -42,7 +24,6 @@ _LANGUAGE = re.compile(
 _ROTARY = "rotary_emb.inv_freq"
 """Stood in old checkpoints and is computed today."""
 _LANGUAGE_MODEL, _HEAD, _WORDS = "model.language_model.", "lm_head.weight", "model.language_model.embed_tokens.weight"
-_FORBIDDEN = re.compile(r"GLOBAL (?P<name>[\w.]+)")
 _LISTED = 4
 
 CONNECTOR = {
@@ -132,7 +113,7 @@ def convert(
     inner.load_state_dict(projector_state(found, method, inner, str(projector)))
     own = model.state_dict()
     model.load_state_dict(_language_state(tensors, own, str(projector)), strict=False)
-    with _appearing(target) as folder:
+    with whole_folder(target) as folder:
         model.to(dtype).save_pretrained(folder)
         processor.save_pretrained(folder)
     return target
@@ -193,56 +174,6 @@ def projector_tensors(tensors: Tensors, source: str) -> Tensors:
     if not inside:
         raise ValueError(f"{source} holds no projector: none of its {len(tensors)} names has mm_projector in it")
     return inside
-
-
-def read_tensors(path: str | Path) -> Tensors:
-    """Every tensor of a foreign file, or of a checkpoint folder in one file or several; paged in when used.
-
-    Raises:
-        FileNotFoundError: if there is nothing to read.
-        ValueError: if a file is damaged, of an unknown kind, or holds anything but tensors.
-    """
-    tensors: Tensors = {}
-    for file in _files(Path(path)):
-        if file.suffix not in (*PICKLED, ".safetensors"):
-            raise ValueError(f"{file} is of an unknown kind: expected {', '.join(PICKLED)} or .safetensors")
-        tensors |= _unpickled(file) if file.suffix in PICKLED else _safetensors(file)
-    return tensors
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.is_dir():
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist: give a file with a projector's weights")
-        return [path]
-    first = next((name for name in _INDEXED if (path / name).is_file()), None)
-    if first is None:
-        raise FileNotFoundError(f"{path} holds no weights: expected one of {', '.join(_INDEXED)}")
-    if not first.endswith(".json"):
-        return [path / first]
-    places = json.loads((path / first).read_text())["weight_map"].values()
-    return [path / name for name in sorted({Path(place).name for place in places})]
-
-
-def _unpickled(file: Path) -> Tensors:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except OSError:
-        raise
-    except Exception as error:  # torch raises whatever its parser stumbles over
-        forbidden = _FORBIDDEN.search(str(error))
-        why = f"asks for {forbidden['name']}, which is no tensor, to be run" if forbidden else "is damaged"
-        raise ValueError(f"{file} {why}; it was not read: use a file that its authors saved as a state dict") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} is no state dict: expected names with a tensor each")
-    return state
-
-
-def _safetensors(file: Path) -> Tensors:
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}): fetch it again") from error
 
 
 def _renamed(name: str, names: dict[str, str]) -> str | None:
@@ -308,15 +239,3 @@ def _some(names: list[str]) -> str:
 def _misshapen(name: str, value: Tensor, own: Tensor) -> str:
     theirs, ours = (" x ".join(map(str, tensor.shape)) for tensor in (value, own))
     return f"{name} of shape {theirs} where {ours} is needed"
-
-
-@contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
-    """A folder to write into that takes its name when it is whole, and is gone if writing failed."""
-    scratch = target.with_name(f".{target.name}.{uuid4().hex}")
-    scratch.mkdir(parents=True)
-    try:
-        yield scratch
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

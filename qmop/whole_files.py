@@ -1,9 +1,12 @@
-"""Local files that nobody ever sees half of."""
+"""Local files and folders that nobody ever sees half of."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,3 +19,15 @@ def write_whole(path: Path, data: bytes) -> None:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A folder to write into that takes its name when it is whole, and is gone if writing failed."""
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import secrets
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -75,15 +76,15 @@ def deploy(recipe: ServeRecipe, progress: Progress, factory: EngineFactory = loa
         try:
             _start(recipe, api_key, factory, progress)
         except BaseException:
-            _stop()
+            _stop(recipe)
             raise
     return Endpoint(url=f"http://{_netloc(recipe)}/v1", api_key=api_key, model=recipe.served_name)
 
 
-def shutdown(progress: Progress) -> None:
+def shutdown(recipe: ServeRecipe, progress: Progress) -> None:
     """Stop the service and Serve itself; answers in flight may end first, as `drain_timeout_s` says."""
     with _quiet(), progress.stage("Stopping the service"):
-        _stop()
+        _stop(recipe)
 
 
 @contextmanager
@@ -93,7 +94,7 @@ def serving(recipe: ServeRecipe, progress: Progress, factory: EngineFactory = lo
     try:
         yield endpoint
     finally:
-        shutdown(progress)
+        shutdown(recipe, progress)
 
 
 def serve_until_stopped(recipe: ServeRecipe, progress: Progress) -> None:
@@ -133,8 +134,8 @@ def _start(recipe: ServeRecipe, api_key: str | None, factory: EngineFactory, pro
         time.sleep(_POLL_S)
 
 
-def _stop() -> None:
-    """Shut Serve down and wait for it.
+def _stop(recipe: ServeRecipe) -> None:
+    """Shut Serve down and wait for it, until its port is free as well.
 
     `serve.shutdown` alone waits for a reply that its controller, ending itself, never gives; Ray then prints a false
     alarm on standard output. So ask without waiting for the reply, and see the controller go.
@@ -147,6 +148,8 @@ def _stop() -> None:
             ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
             time.sleep(_POLL_S)
     serve.shutdown()  # forgets the controller that this process knew
+    while _listens(recipe) and time.monotonic() < until:  # the proxy outlives its controller by a moment
+        time.sleep(_POLL_S)
 
 
 def _watch(progress: Progress) -> None:
@@ -198,6 +201,15 @@ def _answers(recipe: ServeRecipe) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _listens(recipe: ServeRecipe) -> bool:
+    host = _EVERYWHERE.get(recipe.host, recipe.host)
+    try:
+        socket.create_connection((host, recipe.port), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 def _netloc(recipe: ServeRecipe) -> str:

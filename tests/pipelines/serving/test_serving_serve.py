@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +23,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     acts: list[str] = []
     endpoint = Endpoint(url="http://127.0.0.1:8000/v1", api_key=KEY, model="best")
     monkeypatch.setattr(serve, "deploy", lambda *_: endpoint)
-    monkeypatch.setattr(serve, "shutdown", lambda _: acts.append("stopped"))
+    monkeypatch.setattr(serve, "shutdown", lambda *_: acts.append("stopped"))
     return acts
 
 
@@ -71,3 +72,22 @@ def test_the_reason_is_the_exceptions_own_line() -> None:
 )
 def test_an_address_is_one_that_a_client_can_use(host: str, netloc: str) -> None:
     assert serve._netloc(ServeRecipe(checkpoint="run/best", host=host)) == netloc
+
+
+def test_stopping_waits_until_the_port_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise ValueError("no controller")
+
+    proxy = socket.create_server(("127.0.0.1", 0))
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            proxy.close()
+
+    monkeypatch.setattr(serve.ray, "get_actor", gone)
+    monkeypatch.setattr(serve.serve, "shutdown", lambda: None)
+    monkeypatch.setattr(serve, "time", SimpleNamespace(sleep=sleep, monotonic=serve.time.monotonic))
+    serve.shutdown(ServeRecipe(checkpoint="run/best", port=proxy.getsockname()[1]), Progress(io.StringIO()))
+    assert len(looks) == 3

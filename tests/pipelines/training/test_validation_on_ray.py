@@ -131,12 +131,13 @@ def test_exports_are_judged_while_training_goes_on(ground: Path, monkeypatch: py
 
 
 def test_a_judge_that_fails_costs_a_warning_and_its_time_at_most(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, out = recipe(ground, "unwell", every=3, time_limit_s=2.0), io.StringIO()
+    suite = replace(SUITE, count=25)  # a unit, for each is tried three times
+    asked, out = recipe(ground, "unwell", every=3, time_limit_s=2.0, suite=suite), io.StringIO()
     monkeypatch.setattr(alone, "Judge", Unwell)
     result = train(asked, Progress(stream=out))
     assert (result.trained, len(result.exports)) == (True, 3)
     assert "WARNING: average_pool-16-tune-000006 was not judged" in out.getvalue()
-    assert "it took longer than 2 s, with 0 of 2 units done" in out.getvalue()
+    assert "it took longer than 2 s, with 0 of 1 units done" in out.getvalue()
     sooner = replace(asked, validation=replace(asked.validation, every=1, time_limit_s=240.0))
     assert not train(sooner, Progress(stream=out)).trained
     assert "RuntimeError: this picture is upside down" in out.getvalue()

@@ -94,6 +94,29 @@ def arrow() -> pafs.S3FileSystem:
     )
 
 
+def sizes(key: str, recursive: bool) -> dict[str, int]:
+    """The objects under a prefix, as full URIs, each with its size in bytes.
+
+    Raises:
+        FileNotFoundError: if there is no such prefix.
+    """
+    fs = filesystem()
+    found = fs.find(key, maxdepth=None if recursive else 1, detail=True)
+    if not found and not fs.exists(key):
+        raise FileNotFoundError
+    # A name that ends in a slash is a marker that some tools leave for an empty folder.
+    return {f"s3://{name}": int(info["size"]) for name, info in found.items() if not name.endswith("/")}
+
+
+def create_if_absent(key: str, data: bytes) -> bool:
+    """Create an object unless it exists; whether it was created."""
+    try:
+        filesystem().pipe_file(key, data, mode="create")
+    except FileExistsError:
+        return False
+    return True
+
+
 def read_versioned(key: str) -> tuple[bytes, str]:
     """An object and its entity tag, both of one moment.
 

@@ -176,7 +176,7 @@ def create_if_absent(uri: str | Path, data: bytes) -> bool:
     """
     with _explained(uri):
         if is_s3(uri):
-            return _create_s3(_key(uri), data)
+            return s3.create_if_absent(_key(uri), data)
         with local.finished_beside(local.path_of(uri), io.BytesIO(data)) as temporary:
             try:
                 os.link(temporary, local.path_of(uri))
@@ -238,7 +238,7 @@ def list_sizes(uri: str | Path, suffix: str = "", *, recursive: bool = False) ->
         FileNotFoundError: if there is no such folder or prefix.
     """
     with _explained(uri):
-        found = _sizes_s3(uri, recursive) if is_s3(uri) else local.sizes(local.path_of(uri), recursive)
+        found = s3.sizes(_key(uri), recursive) if is_s3(uri) else local.sizes(local.path_of(uri), recursive)
     return {name: found[name] for name in sorted(found) if name.endswith(suffix)}
 
 
@@ -298,20 +298,3 @@ def _explained(uri: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise StorageError(f"{uri} cannot be used: {error.strerror or error}.") from error
-
-
-def _create_s3(key: str, data: bytes) -> bool:
-    try:
-        s3.filesystem().pipe_file(key, data, mode="create")
-    except FileExistsError:
-        return False
-    return True
-
-
-def _sizes_s3(uri: str | Path, recursive: bool) -> dict[str, int]:
-    fs = s3.filesystem()
-    found = fs.find(_key(uri), maxdepth=None if recursive else 1, detail=True)
-    if not found and not fs.exists(_key(uri)):
-        raise FileNotFoundError
-    # A name that ends in a slash is a marker that some tools leave for an empty folder.
-    return {f"s3://{name}": int(info["size"]) for name, info in found.items() if not name.endswith("/")}

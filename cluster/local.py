@@ -77,6 +77,8 @@ def _flush_folder(folder: Path) -> None:
 def sizes(root: Path, recursive: bool) -> dict[str, int]:
     """The files in ``root`` with their sizes in bytes; a file lists itself, temporary neighbours are left out.
 
+    Links are followed, to files and to folders, but for those that lead back to a folder above them.
+
     Raises:
         FileNotFoundError: if ``root`` does not exist.
     """
@@ -84,6 +86,21 @@ def sizes(root: Path, recursive: bool) -> dict[str, int]:
         return {str(root): root.stat().st_size}
     if not root.is_dir():
         raise FileNotFoundError
-    entries = root.rglob("*") if recursive else root.iterdir()
-    files = (entry for entry in entries if entry.is_file() and not entry.name.startswith(_TEMPORARY))
-    return {str(entry): entry.stat().st_size for entry in files}
+    files = _files(root, recursive, frozenset())
+    return {str(entry): entry.stat().st_size for entry in files if not entry.name.startswith(_TEMPORARY)}
+
+
+def _files(folder: Path, recursive: bool, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """The files in a folder; what may not be read is passed over, as a shell's glob does."""
+    here = folder.stat()
+    if (here.st_dev, here.st_ino) in above:
+        return
+    try:
+        entries = list(folder.iterdir())
+    except PermissionError:
+        return
+    for entry in entries:
+        if entry.is_file():
+            yield entry
+        elif recursive and entry.is_dir():
+            yield from _files(entry, recursive, above | {(here.st_dev, here.st_ino)})

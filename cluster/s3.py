@@ -100,12 +100,28 @@ def sizes(key: str, recursive: bool) -> dict[str, int]:
     Raises:
         FileNotFoundError: if there is no such prefix.
     """
+    return {name: int(info["size"]) for name, info in _found(key, recursive).items()}
+
+
+def stamps(key: str, recursive: bool) -> dict[str, str]:
+    """The objects under a prefix, as full URIs, each with what changes when it does.
+
+    Raises:
+        FileNotFoundError: if there is no such prefix.
+    """
+    return {
+        name: f"{info['size']}-{info.get('LastModified')}-{info.get('ETag')}"
+        for name, info in _found(key, recursive).items()
+    }
+
+
+def _found(key: str, recursive: bool) -> dict[str, dict[str, Any]]:
     fs = filesystem()
     found = fs.find(key, maxdepth=None if recursive else 1, detail=True)
     if not found and not fs.exists(key):
         raise FileNotFoundError
     # A name that ends in a slash is a marker that some tools leave for an empty folder.
-    return {f"s3://{name}": int(info["size"]) for name, info in found.items() if not name.endswith("/")}
+    return {f"s3://{name}": info for name, info in found.items() if not name.endswith("/")}
 
 
 def create_if_absent(key: str, data: bytes) -> bool:

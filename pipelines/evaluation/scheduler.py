@@ -20,6 +20,8 @@ from qmop.views import View
 from qmop.vtcbench.suite import SuiteManifest
 
 _WAIT_S, _ATTEMPTS, _MINUTE, _HOUR = 1.0, 3, 60, 3600
+_PAUSES_S = (1.0, 5.0)
+"""Between attempts, where a storage may only be away for a moment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,8 @@ class Spread:
         self._workers = 0
         self._holds: dict[Any, str] = {}
         self._attempts: Counter[str] = Counter()
+        self._later: list[tuple[float, Task]] = []
+        """Tasks whose next attempt waits, and until when."""
         self._looked: set[tuple[str, str]] = set()
         self._name = uuid.uuid4().hex
         self._items, self._began = 0, time.monotonic()
@@ -99,13 +103,13 @@ class Spread:
         """Go on until the source is over."""
         try:
             while not self._source.stopped():
-                self._waiting += self._source.more(max(0, self._recipe.workers - len(self._running)))
+                self._waiting += [*self._due(), *self._source.more(max(0, self._recipe.workers - len(self._running)))]
                 self._start()
                 if self._running:
                     ready, _ = ray.wait(list(self._running), num_returns=1, timeout=_WAIT_S)
                     for reference in ready:
                         self._take(reference)
-                elif self._source.over():
+                elif not self._later and self._source.over():
                     break
                 else:
                     time.sleep(min(_WAIT_S, self._recipe.watching.poll_s))
@@ -113,6 +117,13 @@ class Spread:
             for worker in [*self._idle, *(worker for worker, _ in self._running.values())]:
                 ray.kill(worker)
         return self.tally
+
+    def _due(self) -> list[Task]:
+        """Tasks that have waited long enough."""
+        now = time.monotonic()
+        due = [task for until, task in self._later if until <= now]
+        self._later = [(until, task) for until, task in self._later if until > now]
+        return due
 
     def _start(self) -> None:
         while self._waiting and (self._idle or self._workers < self._recipe.workers):
@@ -166,9 +177,10 @@ class Spread:
         if done.ours:
             self.tally.done.add(unit.id)
         self.tally.others += not done.ours
+        self.tally.failed.pop(unit.name, None)
         self._source.settled(unit, None)
         settled = len(self.tally.done) + self.tally.others + len(self.tally.failed)
-        total = settled + len(self._running) + len(self._waiting)
+        total = settled + len(self._running) + len(self._waiting) + len(self._later)
         self._progress.update("units", settled, total, f"{unit.name}{self._left()}")
         if done.poisoned:
             self._progress.say(f"{unit.name}: {done.poisoned} items could not be answered and count as wrong")
@@ -184,8 +196,10 @@ class Spread:
         transient = isinstance(error, RayActorError | OSError)
         if transient and self._attempts[unit.id] < _ATTEMPTS:
             self._progress.say(f"{unit.name} again, attempt {self._attempts[unit.id] + 1} of {_ATTEMPTS}: {reason}")
-            self._waiting.append(task)
+            pause = 0.0 if isinstance(error, RayActorError) else _PAUSES_S[self._attempts[unit.id] - 1]
+            self._later.append((time.monotonic() + pause, task))
             return
+        del self._attempts[unit.id]  # whoever watches may give it out once more
         self.tally.failed[unit.name] = reason
         self._source.settled(unit, reason)
         self._progress.say(f"unit {unit.name} failed: {reason}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cluster.storage import create_if_absent, exists, join, read_bytes, read_versioned, replace_if_match, write_atomic
+from cluster.conditional import create_if_absent, read_versioned, replace_if_match
+from cluster.storage import exists, is_s3, join, read_bytes, write_atomic
 from pipelines.evaluation.runner import EvaluateResult
 from pipelines.evaluation.units import records_of_ids
 from qmop.vtcbench.records import Record
@@ -24,7 +25,7 @@ def write_index(store: str, result: EvaluateResult, *, added: bool = False) -> N
     place = join(store, INDEX)
     ours: dict[str, Any] = {
         "units": list(result.units),
-        "suite": result.suite.folder,
+        "suite": _suite_within(result.suite.folder, store),
         "suite_digest": result.suite.digest,
         "poisoned": result.poisoned,
     }
@@ -33,7 +34,7 @@ def write_index(store: str, result: EvaluateResult, *, added: bool = False) -> N
         return
     while not create_if_absent(place, _packed(ours)):
         data, version = read_versioned(place)
-        found = json.loads(data)
+        found = _unpacked(data, place)
         if found["suite_digest"] != ours["suite_digest"]:
             found = {"units": [], "poisoned": {}}
         units = dict.fromkeys([*found["units"], *ours["units"]])
@@ -47,11 +48,43 @@ def read_index(store: str) -> tuple[list[Record], str]:
 
     Raises:
         FileNotFoundError: if the folder holds no evaluation.
+        ValueError: if one of its files is damaged.
     """
-    if not exists(join(store, INDEX)):
+    index = index_of(store)
+    suite = index["suite"]
+    return records_of_ids(index["units"], store), join(store, suite) if _is_relative(suite) else suite
+
+
+def index_of(store: str) -> dict[str, Any]:
+    """What `write_index` wrote.
+
+    Raises:
+        FileNotFoundError: if the folder holds no evaluation.
+        ValueError: if the file is damaged.
+    """
+    place = join(store, INDEX)
+    if not exists(place):
         raise FileNotFoundError(f"results {store} holds no {INDEX}: run `qmop evaluate --output {store}` first")
-    index = json.loads(read_bytes(join(store, INDEX)))
-    return records_of_ids(index["units"], store), index["suite"]
+    return _unpacked(read_bytes(place), place)
+
+
+def _suite_within(folder: str, store: str) -> str:
+    """A suite inside the store is told by its name there, so that the store can be moved."""
+    return folder.removeprefix(join(store, ""))
+
+
+def _is_relative(folder: str) -> bool:
+    return not is_s3(folder) and not folder.startswith(("/", "~", "file:"))
+
+
+def _unpacked(data: bytes, place: str) -> dict[str, Any]:
+    try:
+        index = json.loads(data)
+    except ValueError as error:
+        index = error
+    if not isinstance(index, dict) or not {"units", "suite", "suite_digest"} <= index.keys():
+        raise ValueError(f"{place} is damaged: delete it, and evaluate again; finished units stay")
+    return index
 
 
 def _packed(index: dict[str, Any]) -> bytes:

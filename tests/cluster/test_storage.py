@@ -2,25 +2,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from cluster import local, storage
+from cluster.conditional import create_if_absent
 from cluster.storage import StorageError
-
-BUCKET = "test-bucket"
-
-
-@pytest.fixture(params=["local", "file", pytest.param("s3", marks=pytest.mark.pipeline)])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder that does not exist yet, in each kind of storage."""
-    if request.param == "s3":
-        request.getfixturevalue("s3_server")
-        return f"s3://{BUCKET}/folder"
-    return f"{'file://' if request.param == 'file' else ''}{tmp_path}/folder"
+from tests.cluster.conftest import listed
 
 
 def test_what_is_written_is_read_back_and_replaced(root: str) -> None:
@@ -31,7 +20,7 @@ def test_what_is_written_is_read_back_and_replaced(root: str) -> None:
     assert storage.exists(uri)
     assert storage.exists(root)
     assert storage.read_bytes(uri) == b"second"
-    assert storage.list_sizes(root, recursive=True) == {_listed(uri): 6}
+    assert storage.list_sizes(root, recursive=True) == {listed(uri): 6}
 
 
 def test_reads_as_a_stream_and_hashes_more_than_one_piece(root: str) -> None:
@@ -50,7 +39,7 @@ def test_a_file_is_copied_in_whole(root: str, tmp_path: Path) -> None:
     source.write_bytes(b"x" * 2_000_001)
     uri = storage.join(root, "copy.bin")
     storage.put_file(source, uri)
-    assert storage.list_sizes(root) == {_listed(uri): 2_000_001}
+    assert storage.list_sizes(root) == {listed(uri): 2_000_001}
     with pytest.raises(FileNotFoundError, match=r"nothing\.bin"):
         storage.put_file(tmp_path / "nothing.bin", uri)
 
@@ -68,10 +57,10 @@ def test_a_file_is_copied_out_in_pieces_with_its_digest(root: str, tmp_path: Pat
 def test_listing_is_sorted_filtered_and_as_deep_as_asked(root: str) -> None:
     for name in ("b.tar", "a.tar", "note.txt", "sub/c.tar"):
         storage.write_atomic(storage.join(root, name), b"12")
-    here = [_listed(storage.join(root, name)) for name in ("a.tar", "b.tar")]
+    here = [listed(storage.join(root, name)) for name in ("a.tar", "b.tar")]
     assert storage.list_files(root, ".tar") == here
     assert storage.list_files(root + "/", ".tar") == here
-    assert storage.list_files(root, ".tar", recursive=True) == [*here, _listed(storage.join(root, "sub/c.tar"))]
+    assert storage.list_files(root, ".tar", recursive=True) == [*here, listed(storage.join(root, "sub/c.tar"))]
     assert storage.list_files(storage.join(root, "a.tar")) == here[:1]
 
 
@@ -88,59 +77,7 @@ def test_a_removed_file_is_gone_and_its_neighbour_is_not(root: str) -> None:
     storage.write_atomic(storage.join(root, "a"), b"1")
     storage.write_atomic(storage.join(root, "b"), b"2")
     storage.remove(storage.join(root, "a"))
-    assert storage.list_files(root) == [_listed(storage.join(root, "b"))]
-
-
-def test_of_many_creators_exactly_one_wins_and_its_content_stands(root: str) -> None:
-    start = threading.Barrier(8)
-
-    def create(number: int, uri: str) -> bool:
-        start.wait()
-        return storage.create_if_absent(uri, b"%d" % number * 1000)
-
-    rounds = 5 if root.startswith("s3:") else 40  # a check before the write loses only some of the races
-    with ThreadPoolExecutor(8) as pool:
-        for number in range(rounds):
-            uri = storage.join(root, f"lease-{number}")
-            won = list(pool.map(create, range(8), [uri] * 8))
-            assert sum(won) == 1
-            assert storage.read_bytes(uri) == b"%d" % won.index(True) * 1000
-    assert len(storage.list_files(root)) == rounds
-
-
-def test_of_many_replacers_with_one_version_exactly_one_wins(root: str) -> None:
-    uri = storage.join(root, "lease")
-    storage.write_atomic(uri, b"0")
-    start = threading.Barrier(8)
-
-    def replace(number: int, version: str) -> str | None:
-        start.wait()
-        return storage.replace_if_match(uri, b"%d" % number * 1000, version)
-
-    rounds = 5 if root.startswith("s3:") else 40
-    with ThreadPoolExecutor(8) as pool:
-        for number in range(rounds):
-            _, version = storage.read_versioned(uri)
-            numbers = range(10 + 8 * number, 18 + 8 * number)
-            got = list(pool.map(replace, numbers, [version] * 8))
-            (winner,) = [(one, new) for one, new in zip(numbers, got, strict=True) if new is not None]
-            assert storage.read_versioned(uri) == (b"%d" % winner[0] * 1000, winner[1])
-    assert storage.list_files(root) == [_listed(uri)]
-
-
-def test_only_the_version_that_was_read_is_replaced(root: str) -> None:
-    uri = storage.join(root, "a")
-    with pytest.raises(FileNotFoundError, match="does not exist"):
-        storage.read_versioned(uri)
-    storage.write_atomic(uri, b"one")
-    _, first = storage.read_versioned(uri)
-    second = storage.replace_if_match(uri, b"two", first)
-    assert second is not None
-    assert storage.replace_if_match(uri, b"three", first) is None
-    assert storage.read_versioned(uri) == (b"two", second)
-    storage.remove(uri)
-    assert storage.replace_if_match(uri, b"three", second) is None
-    assert not storage.exists(uri)
+    assert storage.list_files(root) == [listed(storage.join(root, "b"))]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +98,7 @@ def test_other_schemes_are_refused_everywhere(uri: str, says: str) -> None:
     for use in (storage.exists, storage.read_bytes, storage.list_files, storage.arrow_filesystem, storage.remove):
         with pytest.raises(ValueError, match=says):
             use(uri)
-    for write in (storage.write_atomic, storage.create_if_absent):
+    for write in (storage.write_atomic, create_if_absent):
         with pytest.raises(ValueError, match=says):
             write(uri, b"")
 
@@ -233,5 +170,35 @@ def test_join_puts_one_slash_between() -> None:
     assert storage.join("/", "a") == "/a"
 
 
-def _listed(uri: str) -> str:
-    return uri.removeprefix("file://")
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "far" / "deep").mkdir(parents=True)
+    (tmp_path / "far" / "deep" / "one.txt").write_text("1")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "there").symlink_to(tmp_path / "far")
+    (home / "two.txt").symlink_to(tmp_path / "far" / "deep" / "one.txt")
+    (tmp_path / "far" / "back").symlink_to(home)
+    (home / "nowhere").symlink_to(tmp_path / "gone")
+    found = [name.removeprefix(f"{home}/") for name in storage.list_files(home, recursive=True)]
+    assert found == ["there/deep/one.txt", "two.txt"]
+
+
+def test_a_stamp_changes_with_the_file_and_with_nothing_else(root: str) -> None:
+    storage.write_atomic(storage.join(root, "a"), b"1234")
+    before = storage.list_stamps(root)
+    assert storage.list_stamps(root) == before
+    storage.write_atomic(storage.join(root, "a"), b"4321")
+    after = storage.list_stamps(root)
+    assert list(after) == list(before) == [listed(storage.join(root, "a"))]
+    assert after != before
+
+
+def test_what_is_appended_stands_at_the_end_and_only_locally(tmp_path: Path) -> None:
+    uri = f"file://{tmp_path}/deep/log.jsonl"
+    for data in (b"one\n", b"", b"two\n"):
+        storage.append(uri, data)
+    assert storage.read_bytes(uri) == b"one\ntwo\n"
+    with pytest.raises(ValueError, match="not a local file"):
+        storage.append("s3://bucket/log.jsonl", b"x")
+    with pytest.raises(StorageError, match="cannot be used"):
+        storage.append(tmp_path / "deep", b"x")

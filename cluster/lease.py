@@ -9,16 +9,13 @@ number, higher than those of all before it, which is written down with what it d
 from __future__ import annotations
 
 import json
-import threading
 import time
-import uuid
 from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from cluster.storage import create_if_absent, exists, join, read_versioned, replace_if_match
+from cluster.conditional import create_if_absent, read_versioned, replace_if_match
+from cluster.storage import exists
 
-_FOLDER, _BEATS = "leases", 3.0
 _Clock = Callable[[], float]
 
 
@@ -39,17 +36,31 @@ class Lease:
         self._version = ""
         self.fence = 0
         """Number of the present or last holding; 0 before the first."""
+        self.other: str | None = None
+        """Who held it when it could not be taken."""
+        self.lively = False
+        """Whether the other has given a sign of life between two tries."""
 
-    def take(self) -> bool:
-        """Try once; whether it is held now."""
+    def take(self, gone: Callable[[str], bool] = lambda _: False) -> bool:
+        """Try once; whether it is held now.
+
+        Args:
+            gone: whether a holder is known to live no more, and so needs no patience.
+
+        Raises:
+            StorageError: if its file cannot be read or written.
+        """
         fresh = self._claim(1)
         if not exists(self._uri) and create_if_absent(self._uri, _packed(fresh)):
             return self._read_back(fresh)
         data, version = read_versioned(self._uri)
         state = json.loads(data)
         if version != self._seen:
+            self.lively = self._seen != "" and state["holder"] == self.other
             self._seen, self._since = version, self._clock()
-        if state["holder"] is not None and self._clock() - self._since < self._patience_s:
+        self.other = state["holder"]
+        silent = self._clock() - self._since >= self._patience_s
+        if self.other is not None and not silent and not gone(self.other):
             return False
         return self._write(self._claim(state["fence"] + 1), version)
 
@@ -80,69 +91,6 @@ class Lease:
             return False
         self._state, self._version, self.fence = state, version, state["fence"]
         return True
-
-
-class Claims:
-    """The leases of one scheduler on a store, kept alive by a thread for as long as the context lasts.
-
-    Args:
-        store: results store.
-        patience_s: as for a lease.
-    """
-
-    def __init__(self, store: str, patience_s: float) -> None:
-        self._store, self._patience_s, self._holder = store, patience_s, uuid.uuid4().hex
-        self._known: dict[str, Lease] = {}
-        self._held: set[str] = set()
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="claims", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-        for name in list(self._held):
-            self.release(name)
-
-    def take(self, name: str) -> int | None:
-        """Claim a piece of work; the number of the claim, or None if it is another's for now."""
-        with self._lock:
-            if name in self._held:
-                return self._known[name].fence
-            lease = self._known.setdefault(
-                name, Lease(join(self._store, _FOLDER, f"{name}.json"), self._holder, self._patience_s)
-            )
-            if not lease.take():
-                return None
-            self._held.add(name)
-            return lease.fence
-
-    def holds(self, name: str) -> bool:
-        """Whether a claim is ours, as far as we know."""
-        with self._lock:
-            return name in self._held
-
-    def release(self, name: str) -> None:
-        """Give a claim back."""
-        with self._lock:
-            if name in self._held:
-                self._held.discard(name)
-                self._known[name].release()
-
-    def _beat(self) -> None:
-        while not self._over.wait(self._patience_s / _BEATS):
-            with self._lock:
-                for name in list(self._held):
-                    try:
-                        if not self._known[name].renew():
-                            self._held.discard(name)
-                    except OSError:  # a storage that is away for a moment; the next beat tries again
-                        continue
 
 
 def _packed(state: dict[str, Any]) -> bytes:

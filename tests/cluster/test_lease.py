@@ -3,8 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cluster.lease import Lease
 from cluster.storage import read_bytes, remove
-from pipelines.evaluation.lease import Claims, Lease
 
 
 class Clock:
@@ -57,15 +57,22 @@ def test_a_lease_whose_file_is_gone_is_lost(tmp_path: Path) -> None:
     assert not one.renew()
 
 
-def test_claims_are_kept_alive_and_given_back_at_the_end(tmp_path: Path) -> None:
-    with Claims(str(tmp_path), 0.06) as ours, Claims(str(tmp_path), 1000.0) as others:
-        assert ours.take("work") == 1
-        assert ours.take("work") == 1
-        state = tmp_path / "leases" / "work.json"
-        while json.loads(state.read_bytes())["beat"] < 3:
-            assert others.take("work") is None
-        assert ours.holds("work")
-        ours.release("work")
-        assert others.take("work") == 2
-        assert ours.take("more") == 1
-    assert json.loads((tmp_path / "leases" / "more.json").read_bytes())["holder"] is None
+def test_a_holder_that_is_known_to_be_gone_is_followed_at_once(tmp_path: Path) -> None:
+    uri = str(tmp_path / "lease.json")
+    one, other = Lease(uri, "one", 30.0), Lease(uri, "other", 30.0)
+    assert one.take()
+    assert not other.take(lambda holder: holder == "two")
+    assert other.other == "one"
+    assert other.take(lambda holder: holder == "one")
+    assert other.fence == 2
+
+
+def test_a_sign_of_life_between_two_tries_is_seen(tmp_path: Path) -> None:
+    uri = str(tmp_path / "lease.json")
+    one, other = Lease(uri, "one", 30.0), Lease(uri, "other", 30.0)
+    assert one.take()
+    assert [other.take(), other.take()] == [False, False]
+    assert not other.lively
+    assert one.renew()
+    assert not other.take()
+    assert other.lively

@@ -5,6 +5,7 @@ Free of torch, so that a recipe can be read without it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -15,8 +16,8 @@ class RouterSchedule:
     Attributes:
         temperature_start: at the first step.
         temperature_end: from `share` of the steps on, and at inference.
-        noise_start: scale of the Gumbel noise at the first step; it ends at 0.
-        share: share of the steps over which both fall.
+        noise_start: scale of the Gumbel noise at the first step, 0 for none; it ends at 0.
+        share: share of the steps over which both fall, at most 1.
     """
 
     temperature_start: float = 2.0
@@ -25,9 +26,18 @@ class RouterSchedule:
     share: float = 0.8
 
     def __post_init__(self) -> None:
-        for name in ("temperature_start", "temperature_end", "share"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"router.{name} is {getattr(self, name)}, but it must be above 0")
+        """Refuse numbers that make no schedule.
+
+        Raises:
+            ValueError: naming the field, its value and the bounds.
+        """
+        for name in ("temperature_start", "temperature_end"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"router.{name} is {getattr(self, name)}, but it must be above 0 and below inf")
+        if not 0 <= self.noise_start < math.inf:
+            raise ValueError(f"router.noise_start is {self.noise_start}, but it must be at least 0 and below inf")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"router.share is {self.share}, but it must be above 0 and at most 1")
 
 
 def router_state(step: int, steps: int, schedule: RouterSchedule) -> tuple[float, float]:

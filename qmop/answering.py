@@ -55,6 +55,8 @@ def answer(
     """
     if len(images) != len(questions):
         raise ValueError(f"there are {len(images)} images but {len(questions)} questions: pass one question per image")
+    if not questions:
+        return []
     prompts = [prompt(processor, question) for question in questions]
     asked: dict[str, Any] = {
         "images": list(images),

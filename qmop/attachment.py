@@ -75,6 +75,12 @@ class Compression:
         """What the method reads and how it acts."""
         return self.projector.declaration
 
+    @property
+    def query_config(self) -> Any:
+        """The configuration of the text tower, for `qmop.cost.cost_of`; None for methods that read no question."""
+        encoder = self._images.query_encoder
+        return None if encoder is None else encoder.text_tower.config
+
     def detach(self) -> None:
         """Give the model back as it was; a second time does nothing."""
         if self._reducer is not None:
@@ -101,8 +107,10 @@ class Compression:
             `query_input_ids` and `query_attention_mask`, `(R, T)`.
 
         Raises:
-            ValueError: if the encoder was given without its tokenizer.
+            ValueError: if there is no question, or the encoder was given without its tokenizer.
         """
+        if not question:
+            raise ValueError("question is empty: give the words of the question, or those of each prompt")
         encoder = self._images.query_encoder
         if encoder is None:
             return {}

@@ -78,9 +78,25 @@ class Conversation:
         """
         question = question.replace(self.processor.image_token, " ")  # words, not placeholders
         pictures = [{"type": "image"} for _ in images]
+        turns, pixels, kept = len(self.messages), list(self._pixels), list(self._kept)
         self.messages.append({"role": "user", "content": [*pictures, {"type": "text", "text": question}]})
-        before = len(self._kept)
-        self._see(images)
+        try:
+            self._see(images)
+            answer = self._answered(len(kept))
+        except BaseException:  # the turn was not taken: the next question is asked as if this one had not been
+            del self.messages[turns:]
+            self._pixels, self._kept = pixels, kept
+            self._forget()
+            raise
+        self.messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        return answer
+
+    def _answered(self, before: int) -> str:
+        """The answer to the last turn.
+
+        Args:
+            before: how many pictures the turns before it brought.
+        """
         text = self.processor.apply_chat_template(self.messages, add_generation_prompt=True, tokenize=False)
         added = self._added(text)
         if added is None:
@@ -88,7 +104,6 @@ class Conversation:
             before, added = 0, text
         answer = self._continue(added, self._kept[before:])
         self._prompt, self._answer = text, answer
-        self.messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return answer
 
     def _added(self, text: str) -> str | None:

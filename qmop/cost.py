@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, CLIPTextConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from qmop.compressors.base import ASKS
 from qmop.compressors.mixture import Mixture
 from qmop.compressors.projector import Projector, projector_spec
 from qmop.configuration_qmop import QMoPConfig
@@ -68,20 +69,35 @@ class Cost:
         return "\n".join(lines) + "\n"
 
 
-def cost_of(config: LlavaConfig, *, projector: Projector | None = None, question_tokens: int = QUESTION_TOKENS) -> Cost:
+def cost_of(
+    config: LlavaConfig,
+    *,
+    projector: Projector | None = None,
+    query_config: Any = None,
+    question_tokens: int = QUESTION_TOKENS,
+) -> Cost:
     """The cost of a model by its configuration; towers are counted without weights, so size does not matter.
 
     Args:
         config: of ours, or of a stock LLaVA.
         projector: counted instead of the one that the configuration names. A mixture that the configuration names
             is counted with all its branches, which is the most that it can run; one that is passed, as it is set.
+        query_config: of the text tower, where the configuration names none and the method reads the question
+            (`Compression.query_config` of an attached one).
         question_tokens: length of the question, where the method reads it.
 
     Raises:
-        ValueError: if the method does not suit the towers.
+        ValueError: if the method does not suit the towers, or the question has no tokens.
     """
-    config = _ours(config)
+    if question_tokens < 1:
+        raise ValueError(f"question_tokens is {question_tokens}, but a question has words: choose 1 or more")
+    config = _ours(config, query_config)
     if projector is not None:
+        if config.query_config is None and ASKS & projector.declaration.reads:
+            raise ValueError(
+                f"query_config is missing, but {projector.declaration.name} reads the question: pass that of the text "
+                "tower, such as query_config=handle.query_config"
+            )
         return _count(config, projector, question_tokens)
     with torch.random.fork_rng(devices=[]):  # the caller's random numbers stay where they were
         torch.default_generator.manual_seed(0)
@@ -169,10 +185,14 @@ def llava_config(compressor: str = "mlp", tokens: int | None = None, **options: 
     )
 
 
-def _ours(config: LlavaConfig) -> QMoPConfig:
-    if isinstance(config, QMoPConfig):
+def _ours(config: LlavaConfig, query_config: Any) -> QMoPConfig:
+    """The configuration as one of ours, with the text tower that is to be counted."""
+    if isinstance(config, QMoPConfig) and query_config is None:
         return config
-    return QMoPConfig.from_dict({**config.to_dict(), "model_type": QMoPConfig.model_type})
+    ours = QMoPConfig.from_dict({**config.to_dict(), "model_type": QMoPConfig.model_type})
+    if query_config is not None:
+        ours.query_config = query_config
+    return ours
 
 
 @torch.inference_mode()
@@ -201,7 +221,7 @@ def _count_vision(config: QMoPConfig, projector: Projector) -> tuple[int, int, V
         found.append(features)
 
     whole = macs_of(read)
-    return alone, whole - alone, VisualFeatures(**_random(found[0], _place(projector)))
+    return alone, whole - alone, VisualFeatures(**_random(found[0], _like(projector)))
 
 
 @torch.inference_mode()
@@ -216,22 +236,25 @@ def _count_question(config: QMoPConfig, projector: Projector, tokens: int) -> tu
         ids = torch.ones(1, min(tokens, longest), dtype=torch.long)
     found: list[Query] = []
     count = macs_of(lambda: found.append(encoder(ids, last="last_text" in reads)))
-    query = Query(**_random(found[0], _place(projector)))
+    query = Query(**_random(found[0], _like(projector)))
     if "language_query" in reads:
         count += LanguageShape.of(config.text_config).macs(tokens)
-        query.language_BD = _random_like(torch.empty(1, config.text_config.hidden_size), _place(projector))
+        query.language_BD = _random_like(torch.empty(1, config.text_config.hidden_size), _like(projector))
     return count, query
 
 
-def _place(projector: Projector) -> torch.device:
-    return next((parameter.device for parameter in projector.parameters()), torch.device("cpu"))
+def _like(projector: Projector) -> Tensor:
+    """A number where, and in the precision in which, a projector computes; quantised weights are in none."""
+    there = next(projector.parameters(), torch.empty(()))
+    precise = next((weight.dtype for weight in projector.parameters() if weight.is_floating_point()), torch.float32)
+    return torch.empty((), device=there.device, dtype=precise)
 
 
-def _random(output: VisualFeatures | Query, device: torch.device) -> dict[str, Any]:
+def _random(output: VisualFeatures | Query, like: Tensor) -> dict[str, Any]:
     """Fields with random numbers in place of tensors without any."""
     values = {field.name: getattr(output, field.name) for field in fields(output)}
-    return {name: _random_like(value, device) if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {name: _random_like(value, like) if isinstance(value, Tensor) else value for name, value in values.items()}
 
 
-def _random_like(value: Tensor, device: torch.device) -> Tensor:
-    return torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(device)
+def _random_like(value: Tensor, like: Tensor) -> Tensor:
+    return torch.rand(value.shape, generator=torch.Generator().manual_seed(0)).to(like)

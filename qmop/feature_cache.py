@@ -8,26 +8,21 @@ single precision).
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from threading import Lock
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
 from qmop.features import CompressedTokens, VisualFeatures
+from qmop.identities import image_digests
 
 Out = TypeVar("Out", VisualFeatures, CompressedTokens)
-
-_numbers = count()
-_modules: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -227,38 +222,3 @@ def _padded(row: CompressedTokens, longest: int) -> CompressedTokens:
 def byte_size(output: ModelOutput) -> int:
     """Bytes of the tensors of an output."""
     return sum(value.nbytes for value in output.values() if isinstance(value, Tensor))
-
-
-def image_digests(pixels_BCHW: Tensor) -> list[bytes]:
-    """A digest of each image's pixels, size and type; on an accelerator the pixels are copied to the host for it."""
-    head = f"{tuple(pixels_BCHW.shape[1:])} {pixels_BCHW.dtype}".encode()
-    rows = pixels_BCHW.detach().cpu().contiguous().flatten(1).view(torch.uint8).numpy()
-    return [_digest(head, row.data) for row in rows]
-
-
-def query_digests(input_ids: Tensor, attention_mask: Tensor | None) -> list[bytes]:
-    """A digest of each question's real tokens, whatever it was padded to beside others.
-
-    Args:
-        input_ids: `(R, T)`, or `(R, G, T)` in segments.
-        attention_mask: of the same shape.
-    """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    rows = zip(input_ids.cpu().flatten(1), mask.cpu().bool().flatten(1), strict=True)
-    return [_digest(b"", ids[real].contiguous().numpy().data) for ids, real in rows]
-
-
-def _digest(head: bytes, data: Any) -> bytes:
-    digest = hashlib.blake2b(head, digest_size=16)
-    digest.update(data)
-    return digest.digest()
-
-
-def module_identity(module: nn.Module) -> tuple[int, int]:
-    """What tells a module's results from those of any other, and from its own after its weights have changed."""
-    number = _modules.setdefault(module, next(_numbers))
-    weights = (
-        (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)  # noqa: SLF001 - torch has no other name for it
-        for weight in module.state_dict(keep_vars=True).values()
-    )
-    return number, hash(tuple(weights))

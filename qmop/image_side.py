@@ -12,8 +12,9 @@ from torch import Tensor
 from qmop.compressors.base import Compressor, Declaration
 from qmop.compressors.projector import Projector
 from qmop.encoders import QueryEncoder, visual_features
-from qmop.feature_cache import CachedFeatures, image_digests, module_identity, query_digests
+from qmop.feature_cache import CachedFeatures
 from qmop.features import CompressedTokens, Query, VisualFeatures
+from qmop.identities import image_digests, module_identity, plain_settings, query_digests
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ class ImageSide:
     def _compressed_by(self, pictures: Pictures) -> tuple[Hashable, ...]:
         """The method with its options and budget, and the weights behind it."""
         asked = None if self.query_encoder is None else module_identity(self.query_encoder)
-        return self.label, pictures.tokens, module_identity(self.projector.connector), asked
+        set_to = plain_settings(self.projector.compressor)
+        return self.label, set_to, pictures.tokens, module_identity(self.projector.connector), asked
 
     def _follow(self) -> None:
         """What is not part of the model goes where the model has gone."""

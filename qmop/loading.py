@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from qmop.compressors import projector_spec
-from qmop.compressors.base import Declaration
+from qmop.compressors.base import ASKS, Declaration
 from qmop.configuration_qmop import QMoPConfig
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
@@ -125,6 +125,8 @@ def derive(
     fields = source.config.to_dict()
     fields.update(compressor=compressor, compressor_tokens=tokens, compressor_options=dict(options or {}))
     config = QMoPConfig.from_dict(fields)
+    config.image_seq_length = projector_spec(config).token_count()
+    _require_parts(source, declared(config), base)
     model = QMoPForConditionalGeneration(config)
     report = model.load_state_dict(_carried(source, model), strict=False)
     foreign = [key for key in report.missing_keys if ".compressor." not in key]
@@ -132,6 +134,21 @@ def derive(
     model.tie_weights()
     model.generation_config = copy.deepcopy(source.generation_config)
     return model.eval(), QMoPProcessor.for_config(config, processor)
+
+
+def _require_parts(source: QMoPForConditionalGeneration, wanted: Declaration, place: object) -> None:
+    """Refuse a method that needs a part which a checkpoint does not have."""
+    if source.config.query_config is None and (asked := sorted(ASKS & wanted.reads)):
+        raise ValueError(
+            f"{wanted.name} reads the question ({', '.join(asked)}), but {place} has no text tower: make the base with "
+            "qmop.from_llava and the clip_checkpoint that its vision tower was taken from"
+        )
+    had = source.model.multi_modal_projector.declaration
+    if had.readout == "own" and wanted.readout != "own":
+        raise ValueError(
+            f"{wanted.name} needs a connector, but {place} has none beside its {had.name}, which ends at the language "
+            "model's width by itself: derive from the base that it was made from"
+        )
 
 
 def _carried(source: QMoPForConditionalGeneration, model: QMoPForConditionalGeneration) -> dict[str, Tensor]:

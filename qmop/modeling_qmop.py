@@ -16,9 +16,10 @@ from qmop.compressors import projector_spec
 from qmop.compressors.base import Compressor
 from qmop.configuration_qmop import QMoPConfig
 from qmop.encoders import QueryEncoder, visual_features
-from qmop.feature_cache import CachedFeatures, FeatureCache, image_digests, module_identity, query_digests
+from qmop.feature_cache import CachedFeatures, FeatureCache
 from qmop.features import CompressedTokens, Query, VisualFeatures
 from qmop.fitting import IMAGE_INPUTS, fit_words, generate_fitted
+from qmop.identities import image_digests, module_identity, plain_settings, query_digests
 from qmop.in_llm import Once, attach_reducer, forward_reduced
 
 
@@ -155,8 +156,11 @@ class QMoPModel(QMoPPreTrainedModel, LlavaModel):
         """Compress the images that were not seen with these questions before; the tower sees only new images."""
         projector, (layer, tokens) = self.multi_modal_projector, settings
         parts = (self.vision_tower, projector, self.query_encoder, self.language_model)
-        owner = (settings, tuple(module_identity(part) for part in parts if part is not None))
-        seen = (layer, tokens, projector.declaration, module_identity(self.vision_tower))
+        config, weights = self.config, [module_identity(part) for part in parts if part is not None]
+        set_to = (plain_settings(projector), config.importance_layer, repr(config.feature_levels))
+        owner = (settings, set_to, tuple(weights))
+        asked_of = None if self.query_encoder is None else module_identity(self.query_encoder)
+        seen = (settings, set_to, projector.declaration, module_identity(self.vision_tower), asked_of)
 
         def compute(places: Tensor) -> CompressedTokens:
             query, on = asked(), places.to(pixels.device)

@@ -61,6 +61,8 @@ class QMoPProcessor(ProcessorMixin):
         one_of("query_policy", query_policy, QueryPolicy)
         if query_segments < 1:
             raise ValueError(f"query_segments is {query_segments}: choose 1 (truncate) or more")
+        if isinstance(query_strip, str):
+            raise ValueError(f"query_strip is {query_strip!r}, but it lists texts: write [{query_strip!r}]")
         if max_tiles is not None:
             candidate_grids(max_tiles)
         if len(tile_separators) != 2 or image_token in "".join(tile_separators):  # noqa: PLR2004 - column and row

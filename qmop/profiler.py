@@ -9,18 +9,16 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
 from qmop.attachment import compression_of
+from qmop.peak_memory import peak_bytes
 
 STAGES = ("encoder", "text tower", "projector", "prefill", "other", "first token", "decode, per token")
 """`text tower` includes the language model's own pass over the question, for methods that read that. `other` is what
@@ -114,25 +112,6 @@ def profile(model: Any, batch: Mapping[str, Any], *, rounds: int = 5, decode_tok
         weights_bytes=_weights(model),
         peak_bytes=peak_bytes(lambda: watch.answer(batch), model.device),
     )
-
-
-@torch.no_grad()
-def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Most memory that a call holds at one time, beyond what was held before it.
-
-    On CUDA it is the allocator's own figure. On the CPU it is the sum of all tensors alive at one time, which repeats
-    exactly, where the process's own size would not; scratch memory inside of a kernel is not seen there.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with _LiveTensors() as alive:
-        call()
-    return alive.peak
 
 
 def device_name(device: torch.device) -> str:
@@ -239,40 +218,6 @@ class _Watch:
 
         stack.callback(part.register_forward_pre_hook(enter, with_kwargs=True).remove)
         stack.callback(part.register_forward_hook(leave).remove)
-
-
-class _LiveTensors(TorchDispatchMode):
-    """Adds up the storages that operations make, until they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, int] = {}
-        self.live = self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        result = func(*args, **(kwargs or {}))
-        given = {_storage(value)._cdata for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)}  # noqa: SLF001 - its address
-        for value in tree_leaves(result):
-            if isinstance(value, Tensor) and _storage(value)._cdata not in given:  # noqa: SLF001
-                self._count(_storage(value))
-        return result
-
-    def _count(self, storage: Any) -> None:
-        place = storage._cdata  # noqa: SLF001
-        if place in self.sizes:
-            return
-        self.sizes[place] = storage.nbytes()
-        self.live += self.sizes[place]
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._freed, place)
-
-    def _freed(self, place: int) -> None:
-        self.live -= self.sizes.pop(place)
-
-
-def _storage(value: Tensor) -> Any:
-    return value.untyped_storage()
 
 
 def _weights(model: nn.Module) -> int:

@@ -9,9 +9,10 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 
 from qmop.compressors import projector_spec
-from qmop.compressors.base import Declaration
+from qmop.compressors.base import ASKS, Declaration
 from qmop.configuration_qmop import QMoPConfig
 from qmop.encoders import QueryEncoder
+from qmop.encoders.selections import require_every_patch
 from qmop.loading import declared, model_family, read_weights
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
@@ -29,12 +30,6 @@ NAMES = {
 
 What older checkpoints put between a tower's name and its weights (`vision_model.`) transformers removes by itself.
 """
-
-SELECTIONS = {"clip_vision_model": "default", "siglip_vision_model": "full"}
-"""The stock selection that hands on every patch and nothing else, by family of vision towers."""
-
-ASKS = frozenset({"query", "text_space", "last_text"})
-"""Reads that only a text tower can fill."""
 
 COMPRESSOR, CONNECTOR, TEXT = (
     f"model.{part}."
@@ -101,13 +96,7 @@ def _config(folder: Path, compressor: str, tokens: int | None, options: dict[str
         cure = "load it with qmop.load, or change its compressor with qmop.derive" if family == "qmop" else "give one"
         raise ValueError(f"{folder} holds a {family} model, not a stock LLaVA: {cure}")
     stock = AutoConfig.from_pretrained(folder, local_files_only=True)
-    vision = stock.vision_config.model_type
-    if vision in SELECTIONS and stock.vision_feature_select_strategy != SELECTIONS[vision]:
-        raise ValueError(
-            f"vision_feature_select_strategy of {folder} is {stock.vision_feature_select_strategy!r}, but compressors "
-            f"read the patches of a {vision}, all of them and nothing else: give a LLaVA that was trained with "
-            f"{SELECTIONS[vision]!r}"
-        )
+    require_every_patch(stock, folder)
     if not isinstance(stock.vision_feature_layer, int):
         raise ValueError(
             f"vision_feature_layer of {folder} is {stock.vision_feature_layer}, but compressors read one layer: "

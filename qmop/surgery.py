@@ -5,22 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from qmop.attachment import Compression, compression_of, one_layer
-from qmop.compressors.base import Declaration
+from qmop.compressors.base import ASKS, Declaration
 from qmop.compressors.projector import Projector, text_width
 from qmop.compressors.registry import build_compressor, method_class, option_names
 from qmop.encoders import QueryEncoder, reader_of
+from qmop.encoders.selections import require_every_patch
 from qmop.feature_cache import CachedFeatures, FeatureCache
 from qmop.image_side import ImageSide
 from qmop.text_encoder import load_query_encoder
 
 __all__ = ["Compression", "compress", "compression_of"]
-
-ASKS = frozenset({"query", "text_space", "last_text"})
-"""Reads that only a text tower can fill."""
 
 
 def compress(
@@ -57,7 +56,9 @@ def compress(
     _check_model(model)
     if method_class(name).declaration.trained:
         raise ValueError(f"compressor is {name!r}, which has parameters to train: use from_llava, and train it")
-    encoder, tokenizer = _text_side(model, method_class(name).declaration, text_encoder, query_tokenizer)
+    with torch.device("meta"):
+        declaration = _projector(model, name, tokens, None, options).declaration  # options may change what is read
+    encoder, tokenizer = _text_side(model, declaration, text_encoder, query_tokenizer)
     projector = _projector(model, name, tokens, encoder, options)
     images = ImageSide(
         model.model.vision_tower,
@@ -79,9 +80,7 @@ def _check_model(model: Any) -> None:
     if (attached := compression_of(model)) is not None:
         raise ValueError(f"the model has {attached.declaration.name} attached already: detach that first")
     one_layer(model.config.vision_feature_layer)
-    vision = model.config.vision_config
-    if vision.image_size % vision.patch_size:
-        raise ValueError(f"image_size is {vision.image_size}, which patches of {vision.patch_size} do not divide")
+    require_every_patch(model.config, "the model")
 
 
 def _text_side(

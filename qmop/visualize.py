@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from qmop.answering import prompt
 from qmop.attachment import compression_of
 from qmop.compressors.base import Compressor
 from qmop.compressors.mixture import BRANCHES, Mixture
@@ -53,13 +54,16 @@ def explain(model: Any, processor: Any, image: Image.Image, question: str) -> Im
     compressor = projector.compressor
     if isinstance(compressor, Mixture) and compressed.kept_BM is None and query is not None:
         compressed.kept_BM = _branch(compressor, "prune")(features, query).kept_BM
+    tokens = int(compressed.counts_B[0])
+    if compressor.declaration.acts == "in_llm":
+        compressed.kept_BM, tokens = _kept_inside(model, processor, image, question, compressor), compressor.tokens
     heat, grid = heat_maps(compressor, features, query), features.grid or (compressor.grid, compressor.grid)
     pixels = inputs["pixel_values"].flatten(0, -4)
     rows = [
         draw(_picture(pixels[row], processor), compressed, grid, row=row, heat={k: v[row] for k, v in heat.items()})
         for row in range(len(pixels))
     ]
-    head = f"{projector.declaration.name}, {int(compressed.counts_B[0])} tokens: {question}"
+    head = f"{projector.declaration.name}, {tokens} tokens: {question}"
     return stacked([side_by_side([text_line(head, rows[0].width - 2 * GAP)]), *rows])
 
 
@@ -170,6 +174,27 @@ def _watched(model: Any, inputs: dict[str, Any]) -> tuple[Projector, VisualFeatu
         raise ValueError("the tokens of this picture came out of a cache: attach the compressor without one")
     given, made = seen[-1]
     return projector, given[0], given[1] if len(given) > 1 else None, made
+
+
+@torch.no_grad()
+def _kept_inside(model: Any, processor: Any, image: Image.Image, question: str, compressor: Any) -> Tensor:
+    """What a method inside the language model keeps of a picture when the question is read, `(B, M)`."""
+    templated = getattr(processor, "chat_template", None)
+    text = prompt(processor, question) if templated else f"{processor.image_token}\n{question}"
+    seen: list[Tensor] = []
+    choose = compressor.select
+
+    def watched(attention_BN: Tensor) -> Tensor:
+        seen.append(choose(attention_BN))
+        return seen[-1]
+
+    compressor.select = watched
+    try:
+        model(**processor(images=[image], text=[text], return_tensors="pt").to(model.device, model.dtype))
+    finally:
+        del compressor.select
+    every = torch.arange(compressor.grid**2).unsqueeze(0)
+    return seen[-1] if seen else every  # a budget of all patches chooses nothing
 
 
 def _branch(mixture: Mixture, name: str) -> Any:

@@ -25,5 +25,5 @@ class AveragePool(Compressor):
         """Pooled tokens in raster order, `(B, M, C)`."""
         del query
         stride = stride_of(self.grid, self.tokens if tokens is None else tokens)
-        map_BCHW = features.patches_BNC.transpose(1, 2).unflatten(2, features.grid)
+        map_BCHW = features.patches_BNC.transpose(1, 2).unflatten(2, (self.grid, self.grid))
         return CompressedTokens(tokens_BMC=F.avg_pool2d(map_BCHW, stride).flatten(2).transpose(1, 2))

@@ -16,6 +16,9 @@ Reads = Literal[
 ]
 """What beside the patches a method may ask for; only what is declared is computed."""
 
+ASKS: frozenset[Reads] = frozenset({"query", "text_space", "last_text"})
+"""Reads that only a text tower can fill."""
+
 Readout = Literal["connector", "connector_first", "own"]
 
 
@@ -68,7 +71,7 @@ class Compressor(nn.Module, ABC):
         tokens: M, the budget.
 
     Raises:
-        ValueError: if the budget does not suit the grid.
+        ValueError: if the budget does not suit the grid; when called, if the features come from another grid.
     """
 
     declaration: Declaration
@@ -77,6 +80,7 @@ class Compressor(nn.Module, ABC):
         super().__init__()
         in_range(tokens, grid)
         self.width, self.grid, self.tokens = width, grid, tokens
+        self.register_forward_pre_hook(_check_grid, with_kwargs=True)
 
     @classmethod
     def default_tokens(cls, grid: int) -> int:
@@ -94,6 +98,18 @@ class Compressor(nn.Module, ABC):
             query: one row per image, for text-guided methods.
             tokens: another budget than the built one, where the method is elastic.
         """
+
+    def check_grid(self, features: VisualFeatures) -> None:
+        """Refuse features of another grid than the one that this was built for; every call begins with it.
+
+        Raises:
+            ValueError: if they are.
+        """
+        if (count := features.patches_BNC.shape[1]) != self.grid**2:
+            raise ValueError(
+                f"features have {count} patches, but this method was built for a {self.grid} x {self.grid} grid: "
+                "build it for the grid of the pictures"
+            )
 
     def token_count(self, tokens: int, *, grid: Grid, stage: int) -> int:
         """How many tokens the language model sees (at most, if it varies) for a budget, on a grid, in a stage."""
@@ -117,12 +133,19 @@ class Compressor(nn.Module, ABC):
         """Set the start values of parameters held by this very module (not by its children)."""
 
 
+def _check_grid(method: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    assert isinstance(method, Compressor)
+    method.check_grid(args[0] if args else kwargs["features"])
+
+
 def in_range(tokens: int, grid: int) -> int:
     """A budget that a `grid` x `grid` map can fill.
 
     Raises:
-        ValueError: if there are fewer patches, or none is asked for.
+        ValueError: if there are fewer patches, none is asked for, or the number is not whole.
     """
+    if not hasattr(tokens, "__index__"):
+        raise ValueError(f"tokens is {tokens!r}, but tokens are counted: give a whole number")
     if not 1 <= tokens <= grid * grid:
         raise ValueError(
             f"tokens is {tokens}, but a {grid} x {grid} grid has {grid * grid} patches: choose 1 to {grid * grid}"

@@ -32,18 +32,8 @@ def side_of(grid: int, tokens: int) -> int:
 
 
 def as_map(features: VisualFeatures, grid: int) -> Tensor:
-    """The patches as a map, `(B, grid, grid, C)`.
-
-    Raises:
-        ValueError: if the features come from another grid.
-    """
-    patches_BNC = features.patches_BNC
-    if patches_BNC.shape[1] != grid * grid:
-        raise ValueError(
-            f"features have {patches_BNC.shape[1]} patches, but this method was built for a {grid} x {grid} grid: "
-            "build it for the grid of the pictures"
-        )
-    return patches_BNC.unflatten(1, (grid, grid))
+    """The patches as a map, `(B, grid, grid, C)`."""
+    return features.patches_BNC.unflatten(1, (grid, grid))
 
 
 def pool_to(map_BHWC: Tensor, side: int) -> Tensor:

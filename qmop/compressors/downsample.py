@@ -52,6 +52,9 @@ class Downsample(Compressor):
         small = F.interpolate(pixels_BCHW.float(), size=(size, size), mode="bicubic", antialias=True)
         return small.to(pixels_BCHW.dtype)
 
+    def check_grid(self, features: VisualFeatures) -> None:
+        """Nothing yet: the grid of the small picture depends on the budget of the call."""
+
     def forward(
         self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None
     ) -> CompressedTokens:

@@ -137,6 +137,10 @@ class Mixture(Compressor):
         """
         count = self.budget(tokens)
         if self.stage == ALIGN:
+            if count != self.tokens:
+                raise ValueError(
+                    f"tokens is {count}, but stage {ALIGN} shows every branch at {self.tokens}: leave it out"
+                )
             return self._align(features, query)
         if query is None:
             raise ValueError(
@@ -199,6 +203,8 @@ def _check(stage: int, select: str, top_k: int, threshold: float, branches: dict
         raise ValueError(f"top_k is {top_k}, but there are {len(BRANCHES)} branches: choose 1 to {len(BRANCHES)}")
     if not 0.0 <= threshold <= 1.0:
         raise ValueError(f"threshold is {threshold}, but weights sum to one: choose a number from 0 to 1")
+    if not isinstance(branches, dict):
+        raise ValueError(f"branches is {branches!r}: give each branch's fields under its name, {', '.join(BRANCHES)}")
     if unknown := set(branches) - set(BRANCHES):
         raise ValueError(f"branches names {sorted(unknown)}, but the branches are {', '.join(BRANCHES)}")
     for name, options in branches.items():

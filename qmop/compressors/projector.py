@@ -147,15 +147,18 @@ def projector_spec(config: Any) -> ProjectorSpec:
     """Read the projector's part of a `QMoPConfig`.
 
     Raises:
-        ValueError: if the method is unknown or the image size does not divide into patches.
+        ValueError: if the method is unknown, or its text width is not that of the text tower.
     """
     vision = config.vision_config
-    if vision.image_size % vision.patch_size:
-        raise ValueError(f"image_size is {vision.image_size}, which patches of {vision.patch_size} do not divide")
-    grid = vision.image_size // vision.patch_size
+    grid = vision.image_size // vision.patch_size  # pixels that no patch covers are not seen, as in the tower itself
     name, options = config.compressor, dict(config.compressor_options)
     if config.query_config is not None and "text_width" in option_names(name):
-        options.setdefault("text_width", text_width(config.query_config))
+        before = options.get("text_feature") == "eos"  # the end token as it is before the projection
+        width = config.query_config.hidden_size if before else text_width(config.query_config)
+        if options.setdefault("text_width", width) != width:
+            raise ValueError(
+                f"text_width is {options['text_width']}, but the text tower gives {width}: leave the option out"
+            )
     if config.feature_levels is not None and "levels" in option_names(name):
         options.setdefault("levels", len(config.feature_levels))
     tokens = config.compressor_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -75,6 +76,8 @@ class Prune(Compressor):
         one_of("relevance_sign", relevance_sign, Sign)
         self.lam, self.scale, self.relevance_sign = lam, scale, relevance_sign
         self.measure, self.order = measure, order
+        if lam == 1.0:  # the question has no say
+            self.declaration = replace(self.declaration, reads=frozenset({"cls_attention"}), text_guided=False)
 
     def importance(self, features: VisualFeatures) -> Tensor:
         """The class token's attention, rescaled, `(B, N)`."""

@@ -64,7 +64,7 @@ class Router(nn.Module):
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def forward(self, summary_BC: Tensor, text_BE: Tensor) -> Tensor:
-        """Weights that sum to one, `(B, S)`."""
+        """Weights that sum to one, `(B, S)`, in single precision."""
         if self.normalise:
             summary_BC, text_BE = F.normalize(summary_BC, dim=-1), F.normalize(text_BE, dim=-1)
         if self.inputs != "both":  # a part that is zero for every image says nothing
@@ -74,7 +74,7 @@ class Router(nn.Module):
         if self.training and self.noise > 0:
             uniform = torch.rand(logits.shape, generator=self.generator).clamp(1e-9, 1 - 1e-9)
             logits = logits + self.noise * -torch.log(-torch.log(uniform)).to(logits)
-        return (logits / self.temperature).softmax(dim=-1)
+        return (logits.float() / self.temperature).softmax(dim=-1)
 
 
 def select_branches(weights_BS: Tensor, how: Select, top_k: int, threshold: float) -> Tensor:

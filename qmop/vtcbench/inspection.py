@@ -42,14 +42,10 @@ def timed(
 def drawing(model: Any, processor: Any, image: Image.Image, question: str) -> bytes | None:
     """What a method did to a picture, as WebP: kept patches, heat, branch weights; None where it shows nothing of it.
 
-    Methods inside the language model keep every patch up to there, so that there is nothing to draw of them.
-
     Raises:
         ValueError: if the model's projector is none of ours.
     """
     compressor = model.model.multi_modal_projector.compressor
-    if compressor.declaration.acts != "pre_llm":
-        return None
     panels = explain(model, processor, image, question)
     width = compressor.grid * max(1, SIDE // compressor.grid) + GAP
     if panels.width <= width + GAP:  # the picture alone

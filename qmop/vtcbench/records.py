@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,23 @@ SCHEMA = pa.schema(
     ]
 )
 """Columns of the Parquet files, in order; plain types that DuckDB and pandas read."""
+
+
+def require_label(field: str, label: str, records: Iterable[Record], place: str) -> None:
+    """Refuse a label that no record has.
+
+    Args:
+        field: what names it, for the message.
+        label: of a checkpoint.
+        records: all that there are.
+        place: where they lie, for the message.
+
+    Raises:
+        ValueError: if none has it.
+    """
+    known = {record.label for record in records}
+    if label not in known:
+        raise ValueError(f"{field} is {label!r}, but {place} holds records of {', '.join(sorted(known))} alone")
 
 
 def judge(item: Item, prediction: str, **facts: Any) -> Record:

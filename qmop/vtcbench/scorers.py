@@ -17,6 +17,8 @@ _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eigh
 _DIGITS = {word: str(value) for value, word in enumerate(_NUMBERS)}
 _VQA_DIGITS = {**_DIGITS, "none": "0"}
 _VQA_MARKS = ';/[]"{}()=+\\_-><@`!'
+_MARK = re.compile(r"(?!(?<=\d)\.(?=\d))(?!(?<![^\s(])-(?=\d))[^\w\s]")
+"""A mark that is neither a decimal point nor the sign of a number."""
 _TOLERANCE = 0.05
 _AGREEING = 3
 _LETTER = re.compile(
@@ -39,13 +41,15 @@ _UNREADABLE = Score(value=0.0, parsable=False)
 
 
 def normalise(text: str) -> str:
-    """Lower case, no articles, no punctuation but decimal points, number words up to ten as digits, single spaces.
+    """Lower case, no articles, no marks but decimal points and signs, number words up to ten as digits, single spaces.
 
-    Both sides of a comparison go through here, so `Three.` and `3` are one answer.
+    Both sides of a comparison go through here, so `Three.` and `3` are one answer. An article that is all there is
+    stays: it is the option A.
     """
     text = re.sub(r"(?<=\d),(?=\d{3})", "", text.lower().replace("'", "").replace("\u2019", ""))
-    text = re.sub(r"(?!(?<=\d)\.(?=\d))[^\w\s]", " ", text)
-    return " ".join(_DIGITS.get(word, word) for word in text.split() if word not in _ARTICLES)
+    text = _MARK.sub(" ", text)
+    words = [_DIGITS.get(word, word) for word in text.split()]
+    return " ".join([word for word in words if word not in _ARTICLES] or words)
 
 
 def vqa_normalise(text: str) -> str:
@@ -79,9 +83,9 @@ def vqa_soft(prediction: str, item: Item) -> Score:
 
     A prediction that k of the others gave earns min(1, k / 3). A lone annotator is matched exactly.
     """
-    said = vqa_normalise(prediction)
-    if not said:
+    if not prediction.strip():
         return _UNREADABLE
+    said = vqa_normalise(prediction)  # of an article nothing is left, as of an annotator's: they agree
     agrees = [vqa_normalise(answer) == said for answer in item.answers]
     if len(agrees) == 1:
         return Score(value=float(agrees[0]))
@@ -123,14 +127,14 @@ def yes_no(prediction: str, item: Item) -> Score:
 def relaxed_number(prediction: str, item: Item) -> Score:
     """ChartQA's rule: a number within 5 % of the answer; answers that are no numbers are matched exactly."""
     said = normalise(prediction)
-    if not said:
-        return _UNREADABLE
     number = _number(prediction)
-    targets = [target for answer in item.answers if (target := _number(answer)) is not None]
-    if number is None and len(targets) == len(item.answers):
+    read = [(_number(answer), normalise(answer)) for answer in item.answers]
+    words = [text for target, text in read if target is None]
+    if not said or (number is None and not words):
         return _UNREADABLE
+    targets = [target for target, _ in read if target is not None]
     close = number is not None and any(abs(number - target) <= _TOLERANCE * abs(target) for target in targets)
-    return Score(value=float(close or said in map(normalise, item.answers)))
+    return Score(value=float(close or said in words))
 
 
 def token_f1(prediction: str, item: Item) -> Score:

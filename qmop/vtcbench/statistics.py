@@ -7,7 +7,7 @@ that occur (right or wrong, or the few values of a soft score), so 10,000 resamp
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -73,13 +73,13 @@ def resampled_means(rows: NDArray[np.float64], seed: int, resamples: int = RESAM
 def accuracy(scores: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Mean score with its bootstrap interval.
 
-    Where all scores are equal a bootstrap knows no spread; there the Wilson interval stands in.
+    Where all answers are right, or all wrong, a bootstrap knows no spread; there the Wilson interval stands in.
 
     Raises:
-        ValueError: if there are no scores.
+        ValueError: if there are no scores, or one is no number.
     """
     values = _column(scores)
-    if np.all(values == values[0]) and values[0] in (0.0, 1.0):
+    if _saturated(values):
         return _wilson(int(values.sum()), len(values))
     return _estimate(values[:, None], lambda means: means[:, 0], seed, resamples)
 
@@ -87,16 +87,23 @@ def accuracy(scores: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Es
 def macro_accuracy(groups: Mapping[str, ArrayLike], seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Unweighted mean of the groups' accuracies, resampled inside each group.
 
+    Where every group is all right, or every one all wrong, the Wilson interval stands in, over as many items as would
+    give an average without groups the same variance: the number of groups squared, over the sum of 1 / items.
+
     Raises:
-        ValueError: if there are no groups, or one is empty.
+        ValueError: if there are no groups, one is empty, or a score is no number.
     """
     if not groups:
         raise ValueError("a macro average needs at least one group of scores, none given")
     columns = [_column(scores) for scores in groups.values()]
+    items = sum(map(len, columns))
+    if _saturated(np.concatenate(columns)):
+        worth = max(1, int(len(columns) ** 2 / sum(1 / len(column) for column in columns)))
+        return replace(_wilson(worth * int(columns[0][0]), worth), n=items)
     draws = [resampled_means(column[:, None], seed + i, resamples)[:, 0] for i, column in enumerate(columns)]
     low, high = _ends(np.mean(draws, axis=0))
     value = float(np.mean([column.mean() for column in columns]))
-    return Estimate(value=value, low=low, high=high, n=sum(map(len, columns)))
+    return Estimate(value=value, low=low, high=high, n=items)
 
 
 def mcnemar(base_right: ArrayLike, other_right: ArrayLike) -> float:
@@ -160,7 +167,14 @@ def _column(scores: ArrayLike) -> NDArray[np.float64]:
     values = np.asarray(scores, dtype=np.float64)
     if values.ndim != 1 or not len(values):
         raise ValueError(f"scores have shape {values.shape}, expected a list of at least one")
+    if not np.isfinite(values).all():
+        raise ValueError(f"score {int(np.flatnonzero(~np.isfinite(values))[0])} is no number: judge that item again")
     return values
+
+
+def _saturated(values: NDArray[np.float64]) -> bool:
+    """Whether all answers are right, or all wrong."""
+    return bool(values[0] in (0.0, 1.0) and np.all(values == values[0]))
 
 
 def _share(rows: NDArray[np.float64], top: int, bottom: int, seed: int, resamples: int) -> Estimate | None:

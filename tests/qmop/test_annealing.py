@@ -11,6 +11,17 @@ def test_temperature_and_noise_fall_together_and_rest_after_their_share() -> Non
     assert router_state(99, 100, schedule) == (0.5, 0.0)
 
 
-def test_a_schedule_refuses_a_temperature_of_nothing() -> None:
-    with pytest.raises(ValueError, match=r"router.temperature_end is 0, but it must be above 0"):
-        RouterSchedule(temperature_end=0)
+@pytest.mark.parametrize(
+    ("field", "value", "bounds"),
+    [
+        ("temperature_start", -1.0, "above 0 and below inf"),
+        ("temperature_end", 0.0, "above 0 and below inf"),
+        ("temperature_end", float("nan"), "above 0 and below inf"),
+        ("noise_start", -0.5, "at least 0 and below inf"),
+        ("share", 0.0, "above 0 and at most 1"),
+        ("share", 1.5, "above 0 and at most 1"),
+    ],
+)
+def test_a_number_that_makes_no_schedule_is_refused_with_its_bounds(field: str, value: float, bounds: str) -> None:
+    with pytest.raises(ValueError, match=rf"^router\.{field} is {value}, but it must be {bounds}$"):
+        RouterSchedule(**{field: value})

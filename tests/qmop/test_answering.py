@@ -91,3 +91,7 @@ def test_pictures_and_questions_must_match(
 ) -> None:
     with pytest.raises(ValueError, match="there are 2 images but 1 questions"):
         answer(*mixture, pictures(2), QUESTIONS[:1])
+
+
+def test_no_questions_have_no_answers(mixture: tuple[QMoPForConditionalGeneration, QMoPProcessor]) -> None:
+    assert answer(*mixture, [], []) == []

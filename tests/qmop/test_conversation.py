@@ -142,3 +142,17 @@ def test_tiles_are_refused(model: QMoPForConditionalGeneration, processor: QMoPP
 def test_beams_are_refused(model: QMoPForConditionalGeneration, processor: QMoPProcessor) -> None:
     with pytest.raises(ValueError, match="num_beams is 3, but a conversation keeps one cache"):
         Conversation(model, processor, num_beams=3)
+
+
+@pytest.mark.parametrize("policy", ["sticky", "latest"])
+def test_a_turn_that_fails_was_not_taken(
+    model: QMoPForConditionalGeneration, processor: QMoPProcessor, pictures: Pictures, policy: str
+) -> None:
+    first, second = pictures(2)
+    plain, shaken = (Conversation(model, processor, policy=policy, **SETTINGS) for _ in range(2))
+    for talk in (plain, shaken):
+        talk.ask("what colour is the circle ?", [first])
+    with pytest.raises(ValueError, match="nope"):
+        shaken.ask("what is this ?", ["nope.png"])  # type: ignore[list-item]
+    assert [turn["role"] for turn in shaken.messages] == ["user", "assistant"]
+    assert plain.ask("how many red objects ?", [second]) == shaken.ask("how many red objects ?", [second])

@@ -1,15 +1,23 @@
 from __future__ import annotations
 
+from typing import Any
+
+import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
 from transformers import LlavaConfig
 
-from qmop.compressors import build_projector
+from qmop.compressors import build_projector, projector_spec
 from qmop.cost import cost_of, llava_config, projector_macs
+from qmop.encoders import QueryEncoder
 from qmop.features import Query, VisualFeatures
 from qmop.language_shape import VICUNA_7B, LanguageShape
+from qmop.surgery import compress
 from qmop.tiny.assemble import tiny_config
+from qmop.tiny.configs import query_config
+from qmop.tiny.tokenizer import query_tokenizer
+from tests.fixtures.stock_llava import stock_llava
 
 
 def test_llava_without_compression_in_closed_form() -> None:
@@ -121,3 +129,36 @@ def test_a_method_inside_the_language_model_saves_after_its_first_layers() -> No
     assert cost.visual_tokens == 144
     assert cost.language == shape.layer_macs(144) + 3 * shape.layer_macs(16)
     assert cost.kv_bytes == 2 * 2 * 160 * (144 + 3 * 16)
+
+
+def test_an_attached_method_that_reads_questions_is_counted_with_its_text_tower() -> None:
+    words, stock = query_tokenizer(), stock_llava()
+    encoder = QueryEncoder(query_config(words), stock.config.vision_config)
+    handle = compress(stock, "prune", 16, text_encoder=encoder, query_tokenizer=words)
+    with pytest.raises(ValueError, match="query_config is missing, but prune reads the question"):
+        cost_of(stock.config, projector=handle.projector)
+    counted = cost_of(stock.config, projector=handle.projector, query_config=handle.query_config)
+    own = cost_of(tiny_config("prune", 16))
+    assert (counted.question, counted.reading, counted.visual_tokens) == (own.question, own.reading, 16)
+    assert counted.question > 0
+
+
+def test_a_projector_in_half_precision_costs_the_same() -> None:
+    config, single = tiny_config("qmop", 16), projector_spec(tiny_config("qmop", 16)).build().eval()
+    half = cost_of(config, projector=projector_spec(config).build().eval().bfloat16())
+    assert half.parameters == cost_of(config, projector=single).parameters
+    assert half.projector > 0
+
+
+def test_a_question_without_tokens_is_refused() -> None:
+    with pytest.raises(ValueError, match="question_tokens is 0"):
+        cost_of(tiny_config("qmop", 16), question_tokens=0)
+
+
+@pytest.mark.parametrize("quantised", [bnb.nn.Linear4bit, bnb.nn.Linear8bitLt])
+def test_a_quantised_connector_is_counted(quantised: Any) -> None:
+    config = tiny_config("average_pool", 16)
+    projector = projector_spec(config).build().eval()
+    weight = projector.connector.linear_1.weight
+    projector.connector.linear_1 = quantised(weight.shape[1], weight.shape[0]).to("cpu")
+    assert cost_of(config, projector=projector).projector > 0

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from qmop.answering import answer
 from qmop.loading import derive, load
 from qmop.modeling_qmop import QMoPForConditionalGeneration
-from qmop.tiny.assemble import tiny_model, tiny_processor
+from qmop.tiny.assemble import tiny_config, tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +181,30 @@ def test_what_does_not_suit_the_base_is_refused(
 def test_a_missing_base_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no model"):
         derive(tmp_path / "none", "prune", 16)
+
+
+def test_a_readout_of_its_own_leaves_no_connector_to_derive_from(base: Path, tmp_path: Path) -> None:
+    model, processor = derive(base, "mqt", 16)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"average_pool needs a connector, but .* has none beside its mqt"):
+        derive(tmp_path, "average_pool", 16)
+    assert derive(tmp_path, "mqt", 36)[0].config.compressor_tokens == 36
+
+
+def test_a_method_that_reads_questions_needs_a_text_tower(tmp_path: Path) -> None:
+    config = tiny_config("average_pool", 36)
+    config.query_config = None
+    saved(tmp_path, QMoPForConditionalGeneration(config))
+    with pytest.raises(ValueError, match=r"prune reads the question \(query, text_space\), but .* clip_checkpoint"):
+        derive(tmp_path, "prune", 36)
+    assert derive(tmp_path, "prune", 16, {"lam": 1.0})[0].config.image_seq_length == 16
+
+
+def test_the_router_may_read_the_end_token_before_its_projection(
+    base: Path, pictures: Callable[[int], list[Image.Image]]
+) -> None:
+    model, processor = derive(base, "qmop", 16, {"text_feature": "eos"})
+    assert model.model.multi_modal_projector.compressor.router.enter.in_features == 128 + 128
+    [told] = answer(model, processor, pictures(1), ["what colour is the circle ?"], max_new_tokens=2)
+    assert told.visual_tokens == 16

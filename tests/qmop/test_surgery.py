@@ -21,6 +21,7 @@ from transformers import (
 
 from qmop.compressors import list_compressors
 from qmop.encoders import QueryEncoder
+from qmop.feature_cache import FeatureCache
 from qmop.placeholders import IGNORED
 from qmop.surgery import Compression, compress, compression_of
 from qmop.tiny.assemble import tiny_model, tiny_processor
@@ -444,6 +445,9 @@ def test_a_class_token_that_the_tower_has_not_got_is_named(model: Any) -> None:
         hidden_size=128, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2, image_size=96, patch_size=8
     )
     model.model.vision_tower, model.config.vision_config = SiglipVisionModel(config), config
+    with pytest.raises(ValueError, match=r"vision_feature_select_strategy of the model is 'default', but .* 'full'"):
+        compress(model, "average_pool", 16)
+    model.config.vision_feature_select_strategy = "full"
     with pytest.raises(ValueError, match="a siglip_vision_model has none: choose class_token=False"):
         compress(model, "visionzip", 16)
     handle = compress(model, "visionzip", 16, class_token=False)
@@ -469,3 +473,25 @@ def test_calls_that_do_not_suit_are_refused(model: Any, processor: Any, clip: Pa
     embeds = model.get_input_embeddings()(batch.pop("input_ids"))
     with pytest.raises(ValueError, match="pass input_ids"):
         model(inputs_embeds=embeds, **batch, **handle.ask(QUESTIONS), image_rows=torch.tensor([0, 1, 1]))
+
+
+def test_pruning_by_importance_alone_needs_no_text_tower(model: Any) -> None:
+    with compress(model, "prune", 16, lam=1.0) as handle:
+        assert handle.ask("what ?") == {}
+        assert handle.query_config is None
+        assert len(model.get_image_features(torch.rand(1, 3, 96, 96)).pooler_output[0]) == 16
+
+
+def test_a_question_of_nothing_is_refused(model: Any, clip: Path) -> None:
+    with attached(model, "prune", clip) as handle, pytest.raises(ValueError, match="question is empty"):
+        handle.ask([])
+
+
+def test_a_setting_that_changes_is_not_answered_from_the_cache(model: Any, clip: Path) -> None:
+    pixels, cache = torch.rand(2, 3, 96, 96), FeatureCache(2**24)
+    with attached(model, "prune", clip, cache=cache) as handle, torch.no_grad():
+        asked = handle.ask(["what colour ?", "how many ?"])
+        before = model.get_image_features(pixels, **asked).compressed.kept_BM
+        handle.projector.compressor.lam = 0.0
+        after = model.get_image_features(pixels, **asked).compressed.kept_BM
+    assert not torch.equal(before, after)

@@ -185,3 +185,16 @@ def test_a_method_attached_to_a_stock_llava_is_explained_too(pictures: Callable[
     ):
         drawn = explain(stock, processor, picture, QUESTION)
     assert np.array_equal(np.asarray(drawn), np.asarray(explain(ours, processor, picture, QUESTION)))
+
+
+def test_a_method_inside_the_language_model_shows_what_it_drops_there(
+    monkeypatch: pytest.MonkeyPatch, pictures: Callable[[int], list[Image.Image]]
+) -> None:
+    drawn: list[CompressedTokens] = []
+    monkeypatch.setattr("qmop.visualize.draw", lambda image, compressed, *_, **__: drawn.append(compressed) or image)
+    model = tiny_model("fastv", 16)
+    select = model.model.multi_modal_projector.compressor.select
+    explain(model, tiny_processor(144), pictures(1)[0], QUESTION)
+    assert drawn[0].kept_BM is not None
+    assert drawn[0].kept_BM.shape == (1, 16)
+    assert model.model.multi_modal_projector.compressor.select == select

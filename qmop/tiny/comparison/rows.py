@@ -108,6 +108,8 @@ ABLATIONS = (
     _qmop("lambda 1", options={"branches": {**_BRANCHES, "prune": {"lam": 1.0}}}),
     _qmop("no noise", router=RouterSchedule(noise_start=0.0)),
     _qmop("one temperature", router=RouterSchedule(temperature_start=0.5)),
+    _qmop("noise from 4", router=RouterSchedule(noise_start=4.0)),
+    _qmop("temperature from 10", router=RouterSchedule(temperature_start=10.0)),
     _qmop("no alignment", aligned=False),
 )
 

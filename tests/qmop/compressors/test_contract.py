@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from qmop.compressors import build_compressor, list_compressors
+from qmop.compressors import build_compressor, list_compressors, projector_spec
+from qmop.features import VisualFeatures
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
 from qmop.tiny.assemble import tiny_model, tiny_processor
@@ -203,3 +204,18 @@ def test_weights_of_branches_sum_to_one(models: Models, pictures: Pictures) -> N
         weights: Tensor = encoded(model, batch_of(processor, pictures(3), [1, 1, 1])).compressed.branch_weights_BS
         torch.testing.assert_close(weights.sum(1), torch.ones(3))
         assert (weights > 0).sum(1).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_features_of_another_grid_are_refused(method: str) -> None:
+    torch.manual_seed(0)
+    compressor = projector_spec(tiny_model(method, None if method == "mlp" else 16).config).build().compressor
+    features = VisualFeatures(patches_BNC=torch.randn(1, 169, compressor.width), grid=(13, 13))
+    with pytest.raises(ValueError, match=r"169 patches, but (this method was built for a 12 x 12 grid|downsample)"):
+        compressor(features)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_a_budget_that_is_not_whole_is_refused(method: str) -> None:
+    with pytest.raises(ValueError, match=r"tokens is 16\.0, but tokens are counted"):
+        build_compressor(method, grid=12, width=16, tokens=16.0)  # type: ignore[arg-type]

@@ -85,3 +85,8 @@ def test_budgets_may_be_named() -> None:
 def test_fitting_budgets_follow_the_grid() -> None:
     assert fitting_budgets(24, 144) == (144, 64, 36, 16, 9, 4)
     assert fitting_budgets(12, 1) == (1,)
+
+
+def test_aligning_has_the_built_budget(make_features: MakeFeatures) -> None:
+    with pytest.raises(ValueError, match="tokens is 4, but stage 1 shows every branch at 9"):
+        elastic(stage=1)(make_features(1), tokens=4)

@@ -72,10 +72,16 @@ def test_the_mixture_learns_the_width_of_the_question_from_the_text_tower() -> N
     assert compressor.router.enter.in_features == 128 + 128
 
 
-def test_pictures_that_do_not_divide_into_patches_are_refused() -> None:
+def test_pixels_that_no_patch_covers_are_left_out() -> None:
     config = tiny_config()
     config.vision_config.image_size = 100
-    with pytest.raises(ValueError, match="image_size is 100, which patches of 8 do not divide"):
+    assert projector_spec(config).grid == 12
+
+
+def test_a_text_width_that_is_not_the_text_towers_is_refused() -> None:
+    config = tiny_config("qmop", 16)
+    config.compressor_options = {"text_width": 5}
+    with pytest.raises(ValueError, match="text_width is 5, but the text tower gives 128: leave the option out"):
         projector_spec(config)
 
 

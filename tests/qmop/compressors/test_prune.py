@@ -150,3 +150,11 @@ def test_a_missing_feature_is_named(make_features: MakeFeatures) -> None:
     patches = make_features(1).patches_BNC
     with pytest.raises(ValueError, match=r"features\.cls_attention_BN is missing"):
         prune()(VisualFeatures(patches_BNC=patches, grid=(6, 6)))
+
+
+def test_by_importance_alone_it_reads_no_question(make_features: MakeFeatures) -> None:
+    alone = prune(lam=1.0)
+    assert alone.declaration.reads == {"cls_attention"}
+    assert not alone.declaration.text_guided
+    assert prune().declaration.text_guided
+    assert alone(make_features(1)).kept_BM is not None

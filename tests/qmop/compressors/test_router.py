@@ -151,3 +151,10 @@ def test_a_router_that_reads_nothing_gives_all_the_same_learned_weights() -> Non
 def test_inputs_that_are_none_of_these_are_refused() -> None:
     with pytest.raises(ValueError, match="inputs is 'question': choose one of both, image, text, none"):
         router(inputs="question")
+
+
+def test_weights_sum_to_one_in_half_precision_too() -> None:
+    half = router().eval().bfloat16()
+    weights = half(torch.randn(64, 16).bfloat16(), torch.randn(64, 8).bfloat16())
+    assert weights.dtype == torch.float32
+    assert torch.allclose(weights.sum(dim=1), torch.ones(64), atol=1e-6)

@@ -228,7 +228,7 @@ def test_features_that_do_not_fit_are_refused(make_features: MakeFeatures) -> No
         packer()(VisualFeatures(patches_BNC=torch.zeros(1, 144, 16)))
     with pytest.raises(ValueError, match=r"levels_BNF is 64 wide.*built for 3 levels of 16: name 3 hidden states"):
         packer(levels=3)(make_features(1, grid=12))
-    with pytest.raises(ValueError, match=r"levels_BNF has 36 patches.*built for a 12 x 12 grid: resize the pictures"):
+    with pytest.raises(ValueError, match=r"features have 36 patches.*built for a 12 x 12 grid"):
         packer()(make_features(1, grid=6))
     with pytest.raises(ValueError, match="tokens is 16, but this tokenpacker was built for 36"):
         packer()(make_features(1, grid=12), tokens=16)

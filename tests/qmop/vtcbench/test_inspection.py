@@ -53,4 +53,11 @@ def test_nothing_is_drawn_of_methods_without_anything_to_show(small_suite: list[
     picture, question = _picture(small_suite[0]), small_suite[0].item.question
 
     assert drawing(*load(base_path("tiny")), picture, question) is None
-    assert drawing(*derive(base_path("tiny"), "fastv", 16), picture, question) is None
+
+
+def test_what_is_kept_inside_the_language_model_is_drawn(small_suite: list[RenderedItem]) -> None:
+    picture, question = _picture(small_suite[0]), small_suite[0].item.question
+    few, more = (drawing(*derive(base_path("tiny"), "fastv", tokens), picture, question) for tokens in (16, 36))
+    assert few is not None
+    assert more is not None
+    assert few != more

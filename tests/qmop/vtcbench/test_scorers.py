@@ -21,7 +21,11 @@ def _item(scorer: str, *answers: str, choices: tuple[str, ...] = ()) -> Item:
         ("Three", "3"),
         ("1,200.5 km", "1200.5 km"),
         ("left/right", "left right"),
-        ("an a the", ""),
+        ("an a the", "an a the"),
+        ("A.", "a"),
+        ("-5", "-5"),
+        ("(-3.5)", "-3.5"),
+        ("5-6", "5 6"),
         ("theatre", "theatre"),
     ],
 )
@@ -35,6 +39,16 @@ def test_normalisation(text: str, expected: str) -> None:
 )
 def test_exact_match(prediction: str, expected: Score) -> None:
     assert score(prediction, _item("exact_match", "dog")) == expected
+
+
+@pytest.mark.parametrize(("prediction", "expected"), [("A", RIGHT), ("a.", RIGHT), ("B", WRONG)])
+def test_the_option_a_is_no_article(prediction: str, expected: Score) -> None:
+    assert score(prediction, _item("exact_match", "A")) == expected
+
+
+def test_an_article_among_annotators_is_matched_as_the_evaluator_does() -> None:
+    assert score("a", _item("vqa_soft", *["a"] * 10)) == RIGHT
+    assert score("a", _item("vqa_soft", "stop")) == WRONG
 
 
 @pytest.mark.parametrize(("prediction", "expected"), [("3", RIGHT), ("Two", WRONG), ("purple", UNREADABLE)])
@@ -148,6 +162,9 @@ def test_yes_no(prediction: str, expected: Score) -> None:
         ("100", "105.01", WRONG),
         ("-100", "-95", RIGHT),
         ("-100", "95", WRONG),
+        ("10", "-10", WRONG),
+        ("10%", "10", WRONG),
+        ("5", "5%", WRONG),
         ("1,000", "1000", RIGHT),
         ("20%", "0.2", RIGHT),
         ("three", "3", RIGHT),

@@ -182,3 +182,17 @@ def test_empty_and_unequal_inputs_are_refused() -> None:
         macro_accuracy({})
     with pytest.raises(ValueError, match="do not make a micro average"):
         micro_average([1.0], [0])
+
+
+def test_a_macro_average_of_all_right_or_all_wrong_is_no_certainty() -> None:
+    even = macro_accuracy({"a": [1.0] * 20, "b": [1.0] * 20})
+    assert even == accuracy([1.0] * 40)
+    uneven = macro_accuracy({"a": [0.0] * 10, "b": [0.0] * 190})
+    assert uneven.n == 200
+    assert uneven.high == accuracy([0.0] * 38).high  # 4 / (1/10 + 1/190) = 38
+    assert macro_accuracy({"a": [1.0], "b": [0.0, 1.0]}).high > 0.5
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="score 1 is no number"):
+        accuracy([1.0, float("nan")])

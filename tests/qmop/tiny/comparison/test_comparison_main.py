@@ -68,7 +68,7 @@ def test_groups_of_rows_have_names(
     lines = told(
         monkeypatch, capsys, output, "--rows", "primary", "qmop", "methods", "ablations", "--list"
     ).splitlines()
-    assert len(lines) == len(set(lines)) == 2 * (13 + 11 + 12)
+    assert len(lines) == len(set(lines)) == 2 * (13 + 11 + 14)
     assert sum(line.startswith("finished") for line in lines) == 3
 
 

@@ -16,6 +16,7 @@ QUARANTINE = "quarantine.jsonl"
 KIND = "wids-shard-index-v1"
 LAYOUT = 2
 """Version of what a manifest says of a shard; a reader refuses any other."""
+_SHOWN = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +157,36 @@ def _parse(document: Any, where: str) -> Manifest:
     return manifest
 
 
+def require_all_there(manifest: Manifest) -> None:
+    """A quick look: every shard is there and has its size. `verify` reads every byte.
+
+    Raises:
+        ValueError: naming the first few shards that are missing or cut, and the way out.
+        StorageError: if the folder cannot be listed.
+    """
+    if wrong := misfits(manifest):
+        raise ValueError(
+            f"corpus {manifest.folder}: {len(wrong)} of {len(manifest.shards)} shards are not as the manifest says "
+            f"({'; '.join(wrong[:_SHOWN])}): run the same `qmop prepare` again, which makes these alone, or copy the "
+            "corpus anew"
+        )
+
+
+def misfits(manifest: Manifest) -> list[str]:
+    """What is wrong with the shards that are missing or of another size than the manifest says.
+
+    Raises:
+        StorageError: if the folder cannot be listed.
+    """
+    sizes = storage.list_sizes(manifest.folder, ".tar")
+    found = [(shard, sizes.get(manifest.uri(number))) for number, shard in enumerate(manifest.shards)]
+    return [
+        f"{shard.url} is missing" if size is None else f"{shard.url} has {size} bytes instead of {shard.filesize}"
+        for shard, size in found
+        if size != shard.filesize
+    ]
+
+
 def verify(manifest: Manifest, told: Callable[[int], None] = lambda _: None) -> None:
     """Prove that every shard is there and has the promised bytes.
 
@@ -172,7 +203,7 @@ def verify(manifest: Manifest, told: Callable[[int], None] = lambda _: None) -> 
             wrong.append(text)
         told(number + 1)
     if wrong:
-        shown = "; ".join(wrong[:3])
+        shown = "; ".join(wrong[:_SHOWN])
         raise ValueError(f"corpus {manifest.folder}: {len(wrong)} shards differ from the manifest ({shown})")
 
 

@@ -23,6 +23,7 @@ from pipelines.corpus.manifest import (
     Manifest,
     corpus_digest,
     load_manifest,
+    misfits,
 )
 from pipelines.corpus.parts import FORMAT, ORIGINS, PARTS, Job, Part
 from pipelines.corpus.recipe import PrepareRecipe
@@ -93,7 +94,7 @@ def _existing(output: str, plan: str, *, overwrite: bool) -> Manifest | None:
     if not storage.exists(storage.join(output, NAME)):
         return None
     found = load_manifest(output)
-    if found.plan == plan and _all_there(found):
+    if found.plan == plan and not misfits(found):
         return found
     if found.plan != plan:
         raise ValueError(
@@ -110,12 +111,6 @@ def _clear(output: str) -> None:
     committed = storage.list_files(parts, ".json") if storage.exists(parts) else []
     for uri in [storage.join(output, NAME), *committed]:
         storage.remove(uri)
-
-
-def _all_there(manifest: Manifest) -> bool:
-    """A quick look: every shard has its size. `verify` reads every byte."""
-    sizes = storage.list_sizes(manifest.folder, ".tar")
-    return all(sizes.get(manifest.uri(number)) == shard.filesize for number, shard in enumerate(manifest.shards))
 
 
 def _run(job: Job, units: list[Unit], progress: Progress) -> list[Part]:
@@ -171,7 +166,7 @@ def _commit(recipe: PrepareRecipe, job: Job, parts: list[Part], progress: Progre
         digest=corpus_digest(shards),
     )
     _hold_ceiling(recipe, manifest)
-    if not _all_there(manifest):
+    if misfits(manifest):
         raise ValueError(
             f"output: {job.output} lacks shards that workers have written, name a folder that every node of the "
             "cluster shares, or a bucket"

@@ -119,7 +119,7 @@ class PrepareRecipe:
         require_at_least(self, 1, "samples_per_shard", "count", "questions_per_scene")
         if not 0.0 <= self.max_bad_share <= 1.0:
             raise ValueError(f"max_bad_share is {self.max_bad_share}, it must lie between 0 and 1")
-        require_at_least(self, 0, "tolerated_bad")
+        require_at_least(self, 0, "tolerated_bad", "seed")
         self._require_paths()
 
     def _require_paths(self) -> None:

@@ -31,6 +31,8 @@ _PYTHON = ("pkl", "pickle", "pk", "p", "dill", "joblib", "pt", "pth", "ckpt", "b
 _PROGRAMS = ("so", "dll", "dylib", "exe", "sh", "bat", "jar", "class")
 PICKLED = frozenset((*_PYTHON, *_PROGRAMS))
 """Extensions whose content runs, or whose usual readers run it."""
+_MAX_EVIDENCE = 64 * 1024 * 1024
+"""Bytes of one sample that are put aside, unless a single member may be larger."""
 _NUMBERED = re.compile(rf"([0-9]{{1,4}})\.(?:{'|'.join(PICTURES)})")
 
 
@@ -128,12 +130,16 @@ def content(stream: BinaryIO, group: Group, max_bytes: int, max_images: int) -> 
 
 
 def evidence(stream: BinaryIO, group: Group, max_bytes: int) -> Evidence:
-    """Every member of a sample as it stands, for the quarantine; those over the limit are left out."""
-    found = {}
+    """Every member of a sample as it stands, for the quarantine.
+
+    Members over the limit are left out, and those for which all before them leave no room: a sample is held in memory.
+    """
+    found, room = {}, max(max_bytes, _MAX_EVIDENCE)
     for extension, (offset, size) in group.members.items():
-        if size <= max_bytes:
+        if size <= min(max_bytes, room):
             stream.seek(offset)
             found[extension or "member"] = stream.read(size)
+            room -= size
     return found
 
 

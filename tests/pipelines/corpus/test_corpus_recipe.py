@@ -25,6 +25,7 @@ GOOD: dict[str, Any] = {"source": "llava", "output": "out", "annotations": "a.js
         ({"max_bad_share": 1.5}, "max_bad_share is 1.5"),
         ({"tolerated_bad": -1}, "tolerated_bad is -1"),
         ({"source": "rendered", "count": 0}, "count is 0"),
+        ({"source": "rendered", "seed": -1}, "seed is -1, but it must be at least 0"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value(changes: dict[str, Any], named: str) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.corpus.manifest import Manifest, Shard, corpus_digest, load_manifest, verify
+from pipelines.corpus.manifest import (
+    Manifest,
+    Shard,
+    corpus_digest,
+    load_manifest,
+    require_all_there,
+    verify,
+)
 
 SHARDS = (
     Shard(url="corpus-000000.tar", nsamples=3, filesize=10, sha256="a" * 64, md5sum="b" * 32, keys_sha256="e" * 64),
@@ -95,3 +102,18 @@ def test_verify_names_what_is_missing_and_what_differs(rendered: Callable[..., M
         verify(manifest)
     assert "corpus-000002.tar is missing" in str(caught.value)
     assert "corpus-000004.tar has other bytes" in str(caught.value)
+
+
+def test_a_quick_look_names_what_is_missing_or_cut_and_the_way_out(tmp_path: Path) -> None:
+    manifest = Manifest(**(FIELDS | {"folder": str(tmp_path)}))
+    for shard in SHARDS:
+        (tmp_path / shard.url).write_bytes(b"x" * shard.filesize)
+    require_all_there(manifest)
+    (tmp_path / SHARDS[0].url).unlink()
+    (tmp_path / SHARDS[1].url).write_bytes(b"cut")
+    with pytest.raises(
+        ValueError,
+        match=r"2 of 2 shards .* \(corpus-000000.tar is missing; corpus-000001.tar has 3 bytes instead of 9\): run .*"
+        "`qmop prepare` again",
+    ):
+        require_all_there(manifest)

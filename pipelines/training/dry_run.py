@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cluster.progress import Progress
+from pipelines.corpus.manifest import load_manifest, require_all_there
 from pipelines.training.bases import base_config, require_eyes_for_words
 from pipelines.training.dry_run_figures import DryRun, Group, StageFigures
 from pipelines.training.engine import deepspeed_config, quiet_start
@@ -38,10 +39,10 @@ _START_BYTES = 8
 
 
 def print_dry_run(recipe: TrainRecipe, progress: Progress) -> DryRun:
-    """Say what a recipe would do, then refuse it if it cannot fit.
+    """Say what a recipe would do, then refuse it if it cannot fit or its corpus is not whole.
 
     Raises:
-        ValueError: if the recipe's GPUs are too small, or DeepSpeed refuses its configuration.
+        ValueError: if the recipe's GPUs are too small, the corpus lacks shards, or DeepSpeed refuses its configuration.
     """
     with progress.stage(f"dry run of {recipe.compressor} at {recipe.tokens} tokens"):
         gpu_bytes = None if recipe.gpu_gib is None else int(recipe.gpu_gib * GIB)
@@ -49,7 +50,19 @@ def print_dry_run(recipe: TrainRecipe, progress: Progress) -> DryRun:
     for line in figures.markdown().splitlines():
         progress.say(line)
     figures.require_fit()
+    _look_at_corpus(recipe, progress)
     return figures
+
+
+def _look_at_corpus(recipe: TrainRecipe, progress: Progress) -> None:
+    """Refuse a corpus that lacks shards; one that is not made yet, or out of reach, is nothing that a plan needs."""
+    try:
+        manifest = load_manifest(recipe.corpus)
+        require_all_there(manifest)
+    except OSError as error:
+        progress.say(f"corpus {recipe.corpus} was not looked at: {error}")
+    else:
+        progress.say(f"corpus {recipe.corpus}: {manifest.written} samples in {len(manifest.shards)} shards, all there")
 
 
 def dry_run(recipe: TrainRecipe, gpu_bytes: int | None = None, gpus_per_node: int = 8) -> DryRun:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cluster.storage import (
@@ -38,6 +38,7 @@ CARD = "checkpoint.json"
 FOLDER = "checkpoints"
 WEIGHTS = "model.safetensors"
 RETIRED = "retired.json"
+_DESCRIPTION = "README.md"
 """Stands where a run has removed an export of its own."""
 _SHAPING = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _LIBRARIES = ("torch", "transformers", "deepspeed", "ray")
@@ -113,7 +114,7 @@ def publish(
             name = path.relative_to(scratch).as_posix()
             files[name] = (path.stat().st_size, sha256_of(path))
             put_file(path, join(uri, name))
-    model_files = ((name, digest) for name, (_, digest) in files.items() if name != "README.md")
+    model_files = ((name, digest) for name, (_, digest) in files.items() if name != _DESCRIPTION)
     digest = hashlib.sha256("".join(f"{n}{d}" for n, d in model_files).encode()).hexdigest()
     card = CheckpointCard(
         name=uri.rsplit("/", 1)[-1],
@@ -128,11 +129,14 @@ def publish(
 
 
 def read_card(uri: str) -> CheckpointCard:
-    """The card of a checkpoint, after its files' sizes have been compared with it.
+    """The card of a checkpoint, after its files have been compared with it.
+
+    Every file's size is; on a local disk also the content of every file but the description and the weights, which
+    are large. What loads a checkpoint (`local_copy`) compares the weights too.
 
     Raises:
         FileNotFoundError: if there is no card: the folder is no checkpoint, or not finished.
-        ValueError: if files are missing or have other sizes; the message names them.
+        ValueError: if files are missing or differ, or the card names some outside the folder; the message names them.
     """
     if not exists(join(uri, CARD)):
         raise FileNotFoundError(f"{uri} is no finished checkpoint: it has no {CARD}")
@@ -140,15 +144,32 @@ def read_card(uri: str) -> CheckpointCard:
         fields = json.loads(read_bytes(join(uri, CARD)))
         fields["files"] = {name: tuple(entry) for name, entry in fields["files"].items()}
         card = CheckpointCard(**fields)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        sizes = {_inside(name, uri): size for name, (size, _) in card.files.items()}
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{uri} has a {CARD} that this version cannot read ({error}); export it again") from error
     there = list_sizes(uri, recursive=True)
-    wrong = [name for name, (size, _) in card.files.items() if there.get(join(uri, name)) != size]
+    wrong = [name for name, size in sizes.items() if there.get(join(uri, name)) != size]
     if wrong:
         raise ValueError(
             f"{uri} is damaged: {', '.join(wrong)} missing or of another size than {CARD} says; export it again"
         )
+    if not is_s3(uri):
+        for name in card.files:
+            if name not in (WEIGHTS, _DESCRIPTION):
+                _require(uri, name, sha256_of(join(uri, name)), card)
     return card
+
+
+def _inside(name: str, uri: str) -> str:
+    """A file's name below its folder, as a card or a listing gives it.
+
+    Raises:
+        ValueError: for everything that could lead elsewhere.
+    """
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise ValueError(f"{uri} names a file {name!r}, which is not inside it: do not use this checkpoint")
+    return name
 
 
 def is_complete(uri: str) -> bool:
@@ -160,9 +181,14 @@ def is_complete(uri: str) -> bool:
     return True
 
 
+def shapes(name: str) -> bool:
+    """Whether a file of a model folder shapes the model: configurations, weights, tokenizer."""
+    return name.endswith(_SHAPING)
+
+
 def shaping_files(uri: str) -> list[str]:
-    """The files under a model folder that shape the model: configurations, weights, tokenizer, in order of name."""
-    return sorted(name for name in list_files(uri, recursive=True) if name.endswith(_SHAPING))
+    """The files under a model folder that shape the model, in order of name."""
+    return sorted(filter(shapes, list_files(uri, recursive=True)))
 
 
 @contextmanager
@@ -185,7 +211,7 @@ def local_copy(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         names = [name.removeprefix(f"{uri}/") for name in shaping_files(uri)] if card is None else list(card.files)
         for name in names:
-            target = Path(scratch, name)
+            target = Path(scratch, _inside(name, uri))
             target.parent.mkdir(parents=True, exist_ok=True)
             found = get_file(join(uri, name), target)
             if card is not None:

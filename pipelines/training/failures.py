@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
@@ -16,6 +17,11 @@ from pipelines.training.states import newest_first
 
 _OWN_FAULTS = (ArithmeticError, ValueError, OSError, MemoryError, torch.OutOfMemoryError)
 """What a process fails of by itself; others then fail of the connection that broke."""
+_COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_RAISED = re.compile(r"^(?:\w+\.)*(\w+): (\S.*)$", re.MULTILINE)
+"""The line of a printed traceback that names exception and message; lines of code are indented."""
+_TRACEBACK = "Traceback (most recent call last)"
+_LONGEST = 1000
 
 
 @contextmanager
@@ -53,8 +59,16 @@ def _collateral(failure: BaseException) -> int:
 
 
 def _said(failure: BaseException) -> str:
-    text = " ".join(str(failure).split()).rstrip(".")
-    return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
+    """Type and message; of an exception that carries a printed traceback, those that the traceback ends with."""
+    kind, text = type(failure).__name__, _COLOURS.sub("", str(failure))
+    if isinstance(failure, RayTaskError) or _TRACEBACK in text:
+        last = text.rfind(_TRACEBACK)
+        raised = list(_RAISED.finditer(text, max(0, last)))
+        # Behind a traceback's own line there may be more of the message; where none is printed, the last one counts.
+        kind, text = raised[0 if last >= 0 else -1].groups() if raised else (kind, text.partition("\n")[0])
+    text = " ".join(text.split()).rstrip(".")
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST].rstrip()} ..."
+    return f"{kind}: {text}" if text else kind
 
 
 def _way_on(recipe: TrainRecipe) -> str:

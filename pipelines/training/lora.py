@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from cluster.bounds import require_at_least
+
 _ADAPTER = "default"
 _BASE, _DOWN, _UP = ".base_layer.weight", f".lora_A.{_ADAPTER}.weight", f".lora_B.{_ADAPTER}.weight"
 
@@ -29,13 +31,15 @@ class LoraRecipe:
     layers: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ValueError(f"lora.rank is {self.rank}, but it is a number of columns: choose 0 (no adapters) or more")
-        if self.rank and (self.alpha <= 0 or not self.layers):
-            raise ValueError(
-                f"lora.alpha is {self.alpha} and lora.layers are {list(self.layers)}: choose an alpha above 0 and at "
-                "least one layer"
-            )
+        """Refuse adapters that cannot be made.
+
+        Raises:
+            ValueError: naming the field, its value and what it must be.
+        """
+        require_at_least(self, 0, "rank", inside="lora.")
+        require_at_least(self, 1, "alpha", inside="lora.")
+        if self.rank and not self.layers:
+            raise ValueError("lora.layers is empty, but adapters are wanted: name at least one layer, or lora.rank 0")
 
 
 def adapt(language_model: nn.Module, lora: LoraRecipe) -> None:

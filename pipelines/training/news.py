@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from typing import Any
 
 from cluster.progress import Progress
-from cluster.storage import exists, join, read_bytes, write_atomic
+from cluster.storage import join, write_atomic
+from pipelines.training.account import Account
 from pipelines.training.curves import curves
 from pipelines.training.recipe import TrainRecipe
 from pipelines.training.sight import Sight, global_step
@@ -38,17 +38,23 @@ class News:
         recipe: of the run.
         progress: takes the lines.
         trackers: take the numbers.
+
+    Raises:
+        StorageError: if what an earlier part of the run has noted cannot be read.
     """
 
     def __init__(self, recipe: TrainRecipe, progress: Progress, trackers: Tracker) -> None:
         self._recipe, self._progress, self._trackers = recipe, progress, trackers
         self._sight, self._step = Sight(recipe), 0
-        self._notes: list[dict[str, Any]] = []
+        self._account = Account(join(recipe.output, METRICS), progress.say)
         self._late: deque[dict[str, float]] = deque()
 
     def hear(self, note: dict[str, Any]) -> None:
         """Turn a note into a line of progress and numbers for the trackers."""
-        self._notes.append(note)
+        if note["kind"] == "start":
+            self._account.go_back(note["stage"], note["step"])
+            return
+        self._account.add(note)
         if note["kind"] == "step":
             seen = self._sight.see(note)
             # To trackers an earlier step means that the run went back, so a verdict goes with a step to come.
@@ -62,7 +68,11 @@ class News:
         self._progress.say(_LINES[note["kind"]].format(**note))
 
     def close(self) -> None:
-        """Hand on what is left, and add the notes to those of earlier parts of the run."""
+        """Hand on what is left, finish the account and draw it.
+
+        Raises:
+            StorageError: if account or picture cannot be written.
+        """
         for late in self._late:
             self._step = max(self._step, int(late["vtcbench/step"])) + 1
             self._trackers.scalars(self._step, late)
@@ -76,8 +86,6 @@ class News:
         return {"vtcbench/step": step} | {f"vtcbench/{name}": value for name, value in note["scores"].items()}
 
     def _keep(self) -> None:
-        place = join(self._recipe.output, METRICS)
-        before = read_bytes(place) if exists(place) else b""
-        write_atomic(place, before + "".join(json.dumps(note) + "\n" for note in self._notes).encode())
-        if any(note["kind"] == "step" for note in self._notes):
-            write_atomic(join(self._recipe.output, "curves.png"), curves(place))
+        self._account.close()
+        if self._account.has_steps():
+            write_atomic(join(self._recipe.output, "curves.png"), curves(join(self._recipe.output, METRICS)))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from cluster.bounds import require_above, require_at_least
+from cluster.bounds import require_above, require_at_least, require_within
 from cluster.session import RaySettings
 from cluster.storage import absolute, join
 from pipelines.training.lora import LoraRecipe
 from pipelines.training.parts import Parts, named_parts
+from pipelines.training.tracking import require_known
 from pipelines.training.validation_recipe import ValidationRecipe
 from qmop.annealing import RouterSchedule
 
@@ -29,17 +31,20 @@ _MANNERS = (
 )
 _MACHINES = ("workers", "min_workers", "cpus_per_worker", "zero", "zero_options", "gradient_checkpointing")
 _REHEARSAL = ("dry_run", "gpu_gib", "gpus_per_node")
+_LARGEST_SEED = 2**32 - 1
+"""Generators of torch take 64 bits, and seeds are multiplied before they get there."""
 _NOT_SHAPING = _PLACES + _MANNERS + _MACHINES + _REHEARSAL
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecipe:
-    """One stage of training.
+    """One stage of training; the run's recipe holds its numbers to their bounds, since it knows the stage's name.
 
     Attributes:
         steps: optimiser steps; 0 leaves the stage out.
-        projector_rate: peak learning rate of the projector.
-        language_rate: peak learning rate of the language model, which trains in the tuning stage only.
+        projector_rate: peak learning rate of the projector; 0 leaves it as it is.
+        language_rate: peak learning rate of the language model, which trains in the tuning stage only; 0 leaves it as
+            it is.
         warmup: share of the steps in which the rates rise.
         exports: how many checkpoints to export, evenly spaced, the last at the end.
     """
@@ -50,11 +55,19 @@ class StageRecipe:
     warmup: float = 0.03
     exports: int = 1
 
-    def __post_init__(self) -> None:
-        require_at_least(self, 0, "steps")
-        require_at_least(self, 1, "exports")
-        if not 0.0 <= self.warmup < 1.0:
-            raise ValueError(f"warmup is {self.warmup}, but it is a share of the steps: choose from 0 to below 1")
+    def require_bounds(self, inside: str) -> None:
+        """Refuse numbers that make no stage.
+
+        Args:
+            inside: what stands before the fields' names when they are given, such as ``tune.``.
+
+        Raises:
+            ValueError: naming the field, its value and the bounds.
+        """
+        require_at_least(self, 0, "steps", inside=inside)
+        require_at_least(self, 1, "exports", inside=inside)
+        require_within(self, 0, 1, "projector_rate", "language_rate", inside=inside)
+        require_within(self, 0, 1, "warmup", inside=inside, below=True)
 
     def export_steps(self) -> tuple[int, ...]:
         """After which steps a checkpoint is exported."""
@@ -87,7 +100,7 @@ class TrainRecipe:
         micro_batch: samples that one process puts through the model at once.
         global_batch: samples per optimiser step, over all processes.
         max_length: tokens per sample, image included; longer answers are cut.
-        clip: largest norm of the gradient.
+        clip: largest norm of the gradient; with 0 it is left as it is.
         weight_decay: of AdamW.
         beta2: of AdamW; the published recipes have 0.999, short runs do better with less.
         seed: of data order, turn choice, noise and start values.
@@ -95,7 +108,7 @@ class TrainRecipe:
         trackers: where the numbers go beside metrics.jsonl: tensorboard, mlflow, wandb.
         save_every: steps between two resumable states inside a stage; with 0 a run resumes at whole stages only.
         keep_states: how many of the latest resumable states stay.
-        max_failures: worker failures that a run survives.
+        max_failures: worker failures that a run survives; with -1 any number.
         validation: which exports are judged while training goes on, by what, and which stay.
         allow_changes: fields, or `corpus` and `base` for their content, that may differ from the run that the output
             folder holds.
@@ -157,10 +170,17 @@ class TrainRecipe:
         for name in ("corpus", "output"):  # other processes have other working directories
             object.__setattr__(self, name, absolute(getattr(self, name)))
         named_parts(self.base, self.language, self.vision, self.llava)
+        self.align.require_bounds("align.")
+        self.tune.require_bounds("tune.")
         require_at_least(self, 1, "gpus_per_node", "workers", "micro_batch", "log_every", "tokens", "keep_states")
-        require_at_least(self, 1, "watchdog_s")
+        require_at_least(self, 1, "watchdog_s", "max_length")
         require_at_least(self, 0, "save_every")
-        require_above(self, 0, "cpus_per_worker")
+        require_at_least(self, -1, "max_failures")
+        require_above(self, 0, "cpus_per_worker", "gpu_gib")
+        require_within(self, 0, math.inf, "clip", "weight_decay", below=True)
+        require_within(self, 0, 1, "beta2", below=True)
+        require_within(self, 0, _LARGEST_SEED, "seed")
+        require_known(self.trackers)
         if self.min_workers is not None and not 1 <= self.min_workers <= self.workers:
             raise ValueError(f"min_workers is {self.min_workers}, but it lies between 1 and workers ({self.workers})")
         if self.global_batch < self.micro_batch or self.global_batch % self.micro_batch:

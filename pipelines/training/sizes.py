@@ -14,7 +14,7 @@ from transformers import AutoConfig, LlamaConfig
 from pipelines.training.parts import Parts, hub_name, local_part
 from qmop.configuration_qmop import QMoPConfig
 from qmop.cost import llava_config
-from qmop.stock_llava import SELECTIONS
+from qmop.encoders.selections import SELECTIONS
 
 
 def llava_13b() -> QMoPConfig:

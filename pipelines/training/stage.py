@@ -84,6 +84,8 @@ class StageRun:
     def run(self, found: Found) -> None:
         """Train from a state, or from the beginning, to the end of the stage, saving and exporting on the way."""
         start = self._resume(found)
+        if self.rank == 0:
+            self.board.post.remote({"kind": "start", "stage": self.plan.name, "step": start})
         batches = ahead(self._batches(self.plan.feed.at(start * self.plan.feed.step)))
         self.ledger = self._open_ledger(start)
         self.saving = Saving(self.recipe, self.plan, self.board)

@@ -47,15 +47,25 @@ def tracker_names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(trackers.__path__)))
 
 
+def require_known(names: Sequence[str]) -> None:
+    """Refuse trackers that are unknown.
+
+    Raises:
+        ValueError: naming the tracker and those that are known.
+    """
+    for name in names:
+        if name not in tracker_names():
+            raise ValueError(f"trackers names {name!r}, which is unknown: choose from {', '.join(tracker_names())}")
+
+
 def check_trackers(names: Sequence[str]) -> None:
     """Refuse trackers that are unknown, or whose package is not installed.
 
     Raises:
         ValueError: naming the tracker and the way out.
     """
+    require_known(names)
     for name in names:
-        if name not in tracker_names():
-            raise ValueError(f"trackers names {name!r}, which is unknown: choose from {', '.join(tracker_names())}")
         module = _module(name)
         found = importlib.util.find_spec(module.PACKAGE)
         if found is None or found.origin is None:  # a mere folder of that name, as W&B leaves one, has no origin

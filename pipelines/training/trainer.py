@@ -12,13 +12,15 @@ import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cluster.capacity import require
+from cluster.failures import JobFailedError
+from cluster.holding import held
 from cluster.processes import handlers_kept
 from cluster.progress import Progress
 from cluster.session import ray_session
 from cluster.storage import arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
 from pipelines.board import listening, open_board
 from pipelines.corpus.feed import READING_CPUS
-from pipelines.corpus.manifest import Manifest, load_manifest
+from pipelines.corpus.manifest import Manifest, load_manifest, require_all_there
 from pipelines.training.bases import base_config, base_of, require_eyes_for_words
 from pipelines.training.entry import Sealed, enter
 from pipelines.training.exports import CARD, WEIGHTS, is_complete
@@ -26,12 +28,13 @@ from pipelines.training.failures import explained
 from pipelines.training.news import News
 from pipelines.training.plans import LoopSettings, StagePlan, export_uris, stage_plans
 from pipelines.training.recipe import SHAPING, TrainRecipe, compressor_options
+from pipelines.training.retention import name_of
 from pipelines.training.tracking import check_trackers, open_trackers
 from pipelines.training.validation import outstanding, validation_of
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 
-_RUN, _LONGEST = "run.json", 60
+_RUN, _HOLDER, _LONGEST = "run.json", "run.lease.json", 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,24 +49,38 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     """Run a recipe to its end; stages that are already exported are not run again.
 
     Raises:
-        ValueError: for a recipe that cannot run; before anything is started.
+        ValueError: for a recipe that cannot run, or a corpus that lacks shards; before anything is started.
+        HeldError: if another process that lives trains into the same output.
         FileNotFoundError: if corpus or base are missing.
-        JobFailedError: if it ended before its last step, more often than `max_failures` allows.
+        JobFailedError: if it ended before its last step, more often than `max_failures` allows, or has gone on behind
+            steps that a changed schedule wants exports of.
     """
     check_compressor(recipe)
     check_trackers(recipe.trackers)
     exports = tuple(uri for stage in recipe.stages for uri in export_uris(recipe, stage).values())
     manifest = load_manifest(recipe.corpus)
+    if not all(is_complete(uri) for uri in exports):
+        require_all_there(manifest)
+    with held(join(recipe.output, _HOLDER), f"output {recipe.output}", say=progress.say):
+        plans = _run_what_is_left(recipe, manifest, progress)
+    if missing := [name_of(uri) for uri in exports if not is_complete(uri)]:
+        raise JobFailedError(
+            f"training ended without {', '.join(missing)}: it went on behind these steps, since the schedule was "
+            "changed after them; take the old schedule, or another output"
+        )
+    return TrainResult(exports=tuple(uri for uri in exports if exists(join(uri, CARD))), trained=bool(plans))
+
+
+def _run_what_is_left(recipe: TrainRecipe, manifest: Manifest, progress: Progress) -> tuple[StagePlan, ...]:
+    """Run what is left to do in an output that no other run writes to; the stages that were left."""
     base = base_of(recipe, progress)
     plans = stage_plans(recipe, manifest.digest, base)
     _claim(recipe, manifest, base)
     if not plans:
-        progress.say(f"training {recipe.compressor}: reusing all {len(exports)} checkpoints in {recipe.output}")
+        progress.say(f"training {recipe.compressor}: reusing all checkpoints in {recipe.output}")
     if outstanding(recipe) or plans:
         _run(recipe, plans, progress)
-    missing = [uri for uri in exports if not is_complete(uri)]
-    assert not missing, f"training ended without the exports {missing}"
-    return TrainResult(exports=tuple(uri for uri in exports if exists(join(uri, CARD))), trained=bool(plans))
+    return plans
 
 
 def _run(recipe: TrainRecipe, plans: tuple[StagePlan, ...], progress: Progress) -> None:
@@ -130,7 +147,7 @@ def _claim(recipe: TrainRecipe, manifest: Manifest, base: str) -> None:
         told = ", ".join(f"{name}: {_short(before.get(name))} -> {_short(now[name])}" for name in changed)
         raise ValueError(
             f"output {recipe.output} holds a run of another recipe ({told}): choose another output, delete that "
-            "folder, or name what may differ in allow_changes"
+            f"folder, or say what may differ: --allow_changes {' '.join(changed)}"
         )
     write_atomic(place, (json.dumps(mine, indent=2) + "\n").encode())
 

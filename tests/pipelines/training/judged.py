@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -44,7 +45,7 @@ def export_of(recipe: TrainRecipe, step: int, *, stage: StageName = "tune", dige
         seed=0,
         recipe_digest="r",
         corpus_digest="c",
-        files={"weights": (7, "")},
+        files={"weights": (7, hashlib.sha256(b"weights").hexdigest())},
         versions={},
     )
     Path(uri, CARD).write_text(json.dumps(asdict(card)))

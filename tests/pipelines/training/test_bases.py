@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import qmop
 from cluster.progress import Progress
-from pipelines.training.bases import base_config, base_of, make_base, require_eyes_for_words, speak_plainly
+from pipelines.training.bases import base_config, base_of, make_base, require_eyes_for_words
 from pipelines.training.dry_run import stage_model
 from pipelines.training.exports import local_copy, read_card
 from pipelines.training.parts import Parts
@@ -161,11 +161,3 @@ def test_parts_of_the_wrong_kind_are_refused(parts: Path, language: str, vision:
     with pytest.raises(ValueError, match=message):
         make_base(wrong, str(parts / "wrong"), Progress())
     assert not (parts / "wrong").exists()
-
-
-def test_a_template_of_its_own_stays_where_it_shows_pictures() -> None:
-    own = "{{ bos_token }}{% for message in messages %}<image>{% endfor %}"
-    assert speak_plainly(words(), own, "<image>") == own
-    silent = own.removeprefix("{{ bos_token }}")
-    assert speak_plainly(words(), silent, "<image>") == own
-    assert "ASSISTANT" in speak_plainly(words(), "{{ messages[0]['content'] }}", "<image>")

@@ -1,5 +1,6 @@
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from cluster.progress import Progress
 from jobs.recipes_reader import parse_recipe
+from pipelines.corpus.prepare import prepare
+from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.training.bases import base_config
 from pipelines.training.dry_run import dry_run, groups_of, print_dry_run, require_accepted, stage_model
 from pipelines.training.engine import deepspeed_config
@@ -158,3 +161,17 @@ def test_the_7b_graph_runs_there_and_back_on_the_meta_device(recipe: TrainRecipe
 def test_a_base_that_is_not_there_yet_can_be_named_by_its_parts() -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no model: .*; before it exists, .* --base tiny --language"):
         dry_run(replace(STAGE_1, base="nowhere", language=None, vision=None))
+
+
+def test_a_corpus_that_lacks_a_shard_is_refused_by_name_and_one_that_is_not_there_yet_is_told(tmp_path: Path) -> None:
+    asked = TrainRecipe(corpus=str(tmp_path / "corpus"), output=str(tmp_path / "run"))
+    out = io.StringIO()
+    print_dry_run(asked, Progress(out))
+    assert "was not looked at: there is no corpus manifest" in out.getvalue()
+    made = {"output": asked.corpus, "count": 20, "samples_per_shard": 10, "seed": 5}
+    prepare(PrepareRecipe(source="rendered", **made), Progress(stream=io.StringIO()))  # type: ignore[arg-type]
+    print_dry_run(asked, Progress(out))
+    assert "20 samples in 2 shards, all there" in out.getvalue()
+    (tmp_path / "corpus" / "corpus-000001.tar").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"1 of 2 shards .*corpus-000001.tar has 3 bytes instead of \d+"):
+        print_dry_run(asked, Progress(out))

@@ -1,9 +1,12 @@
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import qmop
+from cluster.storage import put_file, write_atomic
 from pipelines.training.exports import CARD, WEIGHTS, export_name, local_copy, publish, read_card
 from qmop.tiny.assemble import tiny_model, tiny_processor
 
@@ -68,3 +71,44 @@ def test_equal_weights_have_equal_digests_and_others_do_not(tmp_path: Path) -> N
         model.lm_head.weight[0, 0] += 1
     other = publish(model, processor, model.state_dict(), str(tmp_path / "c"), FACTS)
     assert first.digest == again.digest != other.digest
+
+
+@pytest.mark.parametrize("name", ["/tmp/elsewhere", "../elsewhere", "a/../../elsewhere", "..\\\\elsewhere", ""])
+def test_a_card_that_names_a_file_outside_is_refused(export: str, name: str) -> None:
+    card = json.loads(Path(export, CARD).read_text())
+    card["files"][name] = [1, "0" * 64]
+    Path(export, CARD).write_text(json.dumps(card))
+    with pytest.raises(ValueError, match="which is not inside it"):
+        read_card(export)
+
+
+@pytest.mark.pipeline
+def test_nothing_is_written_outside_for_a_card_in_s3(export: str, s3_server: str, tmp_path: Path) -> None:
+    assert s3_server
+    victim, uri = tmp_path / "victim", "s3://test-bucket/evil"
+    for path in Path(export).rglob("*"):
+        if path.is_file():
+            put_file(path, f"{uri}/{path.relative_to(export)}")
+    card = json.loads(Path(export, CARD).read_text())
+    card["files"][str(victim)] = [1, hashlib.sha256(b"x").hexdigest()]
+    write_atomic(f"{uri}/{CARD}", json.dumps(card).encode())
+    write_atomic(f"{uri}/{victim}", b"x")
+    with pytest.raises(ValueError, match="which is not inside it"), local_copy(uri):
+        pass
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json"])
+def test_other_content_of_the_same_size_is_noticed(export: str, name: str) -> None:
+    path = Path(export, name)
+    text = path.read_text()
+    path.write_text(text.replace("16", "36", 1))
+    assert path.stat().st_size == len(text.encode())
+    with pytest.raises(ValueError, match=f"the digest of {name} is not the one"):
+        read_card(export)
+
+
+def test_the_description_may_be_written_anew(export: str) -> None:
+    path = Path(export, "README.md")
+    path.write_text(path.read_text().replace("a", "b"))
+    assert read_card(export).name

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
@@ -44,3 +44,30 @@ def test_ray_trains_own_failures_are_said_and_others_pass(tmp_path: Path) -> Non
         raise ControllerError(TimeoutError("no room"))
     with pytest.raises(KeyError), explained(recipe(tmp_path)):
         raise KeyError
+
+
+def test_of_a_traceback_that_a_worker_prints_only_the_error_stays(tmp_path: Path) -> None:
+    printed = (
+        "\x1b[36mray::SplitCoordinator.get()\x1b[39m (pid=2232, ip=127.0.0.1)\n"
+        '  File "/a/stream_split_iterator.py", line 388, in get\n    raise self._exception\n'
+        "           ^^^^^^^^^^^^^^^\n"
+        "ray.exceptions.RayTaskError(ShardError): \x1b[36mray::MapBatches(_read_span)()\x1b[39m (pid=2725)\n"
+        '  File "/a/reader.py", line 78, in _fetch\n    raise ShardError(f"shard {uri}: its bytes")\n'
+        "pipelines.corpus.shards.ShardError: shard /c/corpus-000000.tar: its bytes differ, prepare again\n"
+        "Failed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\n"
+    )
+    task = RayTaskError("get", printed, ValueError("x"))
+    said = r"rank 0 failed, ShardError: shard /c/corpus-000000.tar: its bytes differ, prepare again; no state of it"
+    with pytest.raises(JobFailedError, match=said) as failed, explained(recipe(tmp_path)):
+        raise WorkerGroupError("...", {0: task})
+    assert "\x1b" not in str(failed.value)
+
+
+def test_a_message_without_end_is_cut(tmp_path: Path) -> None:
+    with (
+        pytest.raises(JobFailedError, match=r"no room .* \.\.\.; no") as failed,
+        explained(recipe(tmp_path)),
+    ):
+        raise ControllerError(TimeoutError("\x1b[31m" + "no room " * 1000))
+    assert len(str(failed.value)) < 2000
+    assert "\x1b" not in str(failed.value)

@@ -59,7 +59,14 @@ def test_layers_that_are_not_there_are_named_with_those_that_are() -> None:
         adapt(tiny_model().model.language_model, LoraRecipe(rank=2, layers=("c_attn",)))
 
 
-@pytest.mark.parametrize("wrong", [{"rank": -1}, {"rank": 2, "alpha": 0}, {"rank": 2, "layers": ()}])
-def test_impossible_adapters_are_refused(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="lora"):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"rank": -1}, "lora.rank is -1, but it must be at least 0"),
+        ({"rank": 2, "alpha": 0}, "lora.alpha is 0, but it must be at least 1"),
+        ({"rank": 2, "layers": ()}, "lora.layers is empty"),
+    ],
+)
+def test_impossible_adapters_are_refused(wrong: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         LoraRecipe(**wrong)  # type: ignore[arg-type]

@@ -68,3 +68,19 @@ def test_a_failure_names_checkpoint_and_reason(tmp_path: Path) -> None:
     assert "WARNING: one was not judged and cannot be the best, training goes on: it took longer than 3 s" in (
         out.getvalue()
     )
+
+
+def test_notes_are_there_while_the_run_goes_on_and_a_start_takes_back_the_steps_after_it(tmp_path: Path) -> None:
+    out = io.StringIO()
+    killed = News(run_in(tmp_path), Progress(stream=out), Kept())
+    for at in (1, 2, 3):
+        killed.hear({**STEP, "step": at})
+    place = tmp_path / "metrics.jsonl"
+    assert [json.loads(line)["step"] for line in place.read_text().splitlines()] == [1, 2, 3]
+    again = News(run_in(tmp_path), Progress(stream=out), Kept())
+    again.hear({"kind": "start", "stage": "tune", "step": 2})
+    again.hear({**STEP, "step": 3})
+    again.close()
+    assert [json.loads(line)["step"] for line in place.read_text().splitlines()] == [1, 2, 3]
+    assert (tmp_path / "curves.png").exists()
+    assert "start" not in out.getvalue()

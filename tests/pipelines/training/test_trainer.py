@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,9 @@ from safetensors.torch import load_file, save_file
 
 import qmop
 from cluster.failures import JobFailedError
+from cluster.holding import HeldError, held
 from cluster.progress import Progress
+from jobs.recipes_reader import parse_recipe
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.training.exports import read_card
@@ -69,8 +72,13 @@ def test_qmop_trains_in_two_stages_and_a_second_run_has_nothing_to_do(ground: Pa
     assert [note["temperature"] for note in steps[2:]] == sorted((n["temperature"] for n in steps[2:]), reverse=True)
     again = train(asked, Progress())
     assert (again.exports, again.trained) == (result.exports, False)
-    with pytest.raises(ValueError, match=r"another recipe \(seed: 0 -> 1\)"):
-        train(replace(asked, seed=1), Progress())
+    other = replace(asked, seed=1)
+    with pytest.raises(ValueError, match=r"another recipe \(seed: 0 -> 1\)") as refused:
+        train(other, Progress())
+    recommended = str(refused.value).rsplit(": ", 1)[-1].split()
+    assert recommended == ["--allow_changes", "seed"]
+    read: TrainRecipe = parse_recipe("qmop train", "", TrainRecipe, ["--corpus", "c", "--output", "o", *recommended])
+    assert train(replace(other, allow_changes=read.allow_changes), Progress()).exports == result.exports
 
 
 def _require_frozen_parts_untouched(*folders: str | Path) -> None:
@@ -225,3 +233,22 @@ def _questions(sample: dict[str, Any]) -> list[str]:
 def test_more_processes_than_the_cluster_has_cpus_are_refused_at_once(ground: Path) -> None:
     with pytest.raises(ValueError, match=r"17 CPUs \(8 in|17 CPUs"):
         train(recipe(ground, workers=16, micro_batch=1, output=str(ground / "wide")), Progress())
+
+
+def test_a_corpus_that_lacks_a_shard_is_refused_before_anything_is_written(ground: Path, tmp_path: Path) -> None:
+    shutil.copytree(ground / "corpus", tmp_path / "corpus")
+    (tmp_path / "corpus" / "corpus-000001.tar").unlink()
+    asked = recipe(ground, corpus=str(tmp_path / "corpus"), output=str(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"1 of 2 shards .*corpus-000001.tar is missing\): run"):
+        train(asked, Progress(stream=io.StringIO()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_into_an_output_is_refused_while_the_first_lives(ground: Path, tmp_path: Path) -> None:
+    asked = recipe(ground, output=str(tmp_path / "run"))
+    with (
+        held(str(tmp_path / "run" / "run.lease.json"), "output", say=pytest.fail),
+        pytest.raises(HeldError, match=rf"output {tmp_path}/run is in use by process {os.getpid()} on .*: wait until"),
+    ):
+        train(asked, Progress(stream=io.StringIO()))
+    assert [path.name for path in (tmp_path / "run").glob("[!.]*")] == ["run.lease.json"]

@@ -59,3 +59,55 @@ def test_qmop_is_told_its_stage_and_resting_temperature_and_others_are_not() -> 
     assert tuned["stage"] == 2
     assert tuned["router"] == {"temperature": PLAIN.router.temperature_end, "hidden": 8}
     assert compressor_options(replace(PLAIN, compressor="average_pool"), "tune") == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "bounds"),
+    [
+        ("max_failures", -5, "at least -1"),
+        ("max_length", 0, "at least 1"),
+        ("clip", -1.0, "at least 0 and below inf"),
+        ("clip", float("nan"), "at least 0 and below inf"),
+        ("weight_decay", -3.0, "at least 0 and below inf"),
+        ("beta2", 1.5, "at least 0 and below 1"),
+        ("beta2", 1.0, "at least 0 and below 1"),
+        ("seed", -1, "at least 0 and at most 4294967295"),
+        ("seed", 2**32, "at least 0 and at most 4294967295"),
+        ("gpu_gib", 0.0, "above 0"),
+        ("cpus_per_worker", -1.0, "above 0"),
+        ("log_every", 0, "at least 1"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_with_its_bounds(field: str, value: float, bounds: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{field} is {value}, but it must be {bounds}$"):
+        replace(PLAIN, **{field: value})
+
+
+@pytest.mark.parametrize("stage", ["align", "tune"])
+@pytest.mark.parametrize(
+    ("field", "value", "bounds"),
+    [
+        ("projector_rate", -0.05, "at least 0 and at most 1"),
+        ("language_rate", float("inf"), "at least 0 and at most 1"),
+        ("warmup", 1.0, "at least 0 and below 1"),
+        ("steps", -1, "at least 0"),
+        ("exports", 0, "at least 1"),
+    ],
+)
+def test_a_stages_number_out_of_range_is_refused_under_its_whole_name(
+    stage: str, field: str, value: float, bounds: str
+) -> None:
+    wrong = StageRecipe(**{field: value})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"^{stage}\.{field} is {value}, but it must be {bounds}$"):
+        replace(PLAIN, **{stage: wrong})
+
+
+def test_values_that_turn_something_off_pass() -> None:
+    still = StageRecipe(projector_rate=0.0, language_rate=0.0, warmup=0.0)
+    off = replace(PLAIN, clip=0.0, weight_decay=0.0, beta2=0.0, save_every=0, max_failures=-1, tune=still, trackers=())
+    assert (off.clip, off.max_failures, off.tune.projector_rate) == (0.0, -1, 0.0)
+
+
+def test_an_unknown_tracker_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'tensorbord', which is unknown: choose from mlflow, tensorboard, wandb"):
+        replace(PLAIN, trackers=("tensorbord",))

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from cluster.storage import absolute, exists, join, list_files, read_bytes, sha256_of
-from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card, shaping_files
+from cluster.storage import (
+    StorageError,
+    absolute,
+    exists,
+    is_s3,
+    join,
+    list_files,
+    list_stamps,
+    read_bytes,
+    sha256_of,
+)
+from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card, shapes
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.loading import require_own_family
@@ -17,6 +28,8 @@ from qmop.tiny.base import TINY, base_path
 from qmop.views import View, view_of
 
 _UNCOMPRESSED, _CONFIG = "mlp", "config.json"
+_known: dict[str, tuple[tuple[tuple[str, str], ...], str]] = {}
+"""By folder, what its files looked like when they were last read, and the digest that came of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,19 +66,24 @@ def discover(named: list[str], *, patient: bool = False) -> Discovery:
 
     Args:
         named: each `PATH` or `LABEL=PATH`.
-        patient: more may come: a name that leads nowhere yet, and a checkpoint whose label is taken, are passed over.
+        patient: more may come: a name that leads nowhere yet or to something half copied, and a checkpoint whose label
+            is taken, are passed over.
 
     Raises:
         FileNotFoundError: if a name leads to no checkpoint at all.
-        ValueError: if two checkpoints share a label.
+        ValueError: if two checkpoints share a label, or one is damaged.
+        StorageError: if a storage cannot be reached.
     """
     found: dict[str, Candidate] = {}
     skipped: dict[str, str] = {}
     for name in named:
         label, path = _split(name)
+        is_s3(path)  # refuses what no patience makes right
         try:
             candidates = _resolve(label, path, skipped)
-        except FileNotFoundError as error:
+        except StorageError:  # a storage that is away says nothing about what it holds
+            raise
+        except (FileNotFoundError, ValueError) as error:
             if not patient:
                 raise
             skipped[path] = str(error)
@@ -158,7 +176,7 @@ def _fits(folder: str, parts: list[str]) -> bool:
 def _finished(files: Iterable[str], labelled: Callable[[str], str | None]) -> Discovery:
     """The finished checkpoints among some files, and the others with the reason."""
     there, candidates, skipped = set(files), [], {}
-    for folder in sorted({uri.rsplit("/", 1)[0] for uri in there}):
+    for folder in _once(uri.rsplit("/", 1)[0] for uri in there):
         if join(folder, CARD) in there:
             try:
                 candidates.append(_carded(labelled(folder), folder))
@@ -167,6 +185,14 @@ def _finished(files: Iterable[str], labelled: Callable[[str], str | None]) -> Di
         elif join(folder, _CONFIG) in there:
             skipped[folder] = f"has no {CARD}: not finished"
     return Discovery(candidates=tuple(candidates), skipped=skipped)
+
+
+def _once(folders: Iterable[str]) -> list[str]:
+    """Each folder once, under its own name rather than that of a link beside it, such as `latest`."""
+    names: dict[str, list[str]] = {}
+    for folder in set(folders):
+        names.setdefault(folder if is_s3(folder) else os.path.realpath(folder), []).append(folder)
+    return sorted(min(ways, key=lambda way: (_last(way) != _last(real), len(way), way)) for real, ways in names.items())
 
 
 def _last(folder: str) -> str:
@@ -192,7 +218,11 @@ def _view(uri: str) -> View | None:
 
 def _config(uri: str) -> QMoPConfig:
     """The configuration, of a remote checkpoint as well."""
-    config: QMoPConfig = QMoPConfig.from_dict(json.loads(read_bytes(join(uri, _CONFIG))))
+    data = read_bytes(join(uri, _CONFIG))
+    try:
+        config: QMoPConfig = QMoPConfig.from_dict(json.loads(data))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{join(uri, _CONFIG)} cannot be read ({error}): copy or save the checkpoint again") from error
     return config
 
 
@@ -211,6 +241,12 @@ def _foreign(label: str | None, uri: str) -> Candidate:
 
 
 def _content(uri: str) -> str:
-    """SHA-256 of all files that shape a model: methods without weights of their own differ in `config.json` alone."""
-    told = "".join(f"{name.removeprefix(uri)}{sha256_of(name)}" for name in shaping_files(uri))
-    return hashlib.sha256(told.encode()).hexdigest()
+    """SHA-256 of all files that shape a model: methods without weights of their own differ in `config.json` alone.
+
+    They are read again only once one of them has changed: whoever watches looks every few seconds.
+    """
+    seen = tuple(sorted((name, stamp) for name, stamp in list_stamps(uri, recursive=True).items() if shapes(name)))
+    if _known.get(uri, ((), ""))[0] != seen:
+        told = "".join(f"{name.removeprefix(uri)}{sha256_of(name)}" for name, _ in seen)
+        _known[uri] = (seen, hashlib.sha256(told.encode()).hexdigest())
+    return _known[uri][1]

@@ -13,7 +13,7 @@ METRICS = ("micro", "macro", *DIMENSIONS)
 
 
 def parse_gate(text: str | None) -> dict[str, float]:
-    """`micro=0.6,LD=0.4` as a mapping; nothing is asked for when absent.
+    """`micro=0.6,LD=0.4` as a mapping; nothing is asked for when absent, and something has to be otherwise.
 
     Raises:
         ValueError: if a part is no known metric with an accuracy from 0 to 1.
@@ -31,6 +31,8 @@ def parse_gate(text: str | None) -> dict[str, float]:
             raise ValueError(f"fail_below asks for {part.strip()!r}: write it as {name}=0.6") from error
         if not 0.0 <= wanted[name] <= 1.0:
             raise ValueError(f"fail_below asks for {part.strip()!r}: an accuracy is a number from 0 to 1")
+    if text is not None and not wanted:
+        raise ValueError(f"fail_below is {text!r}, which asks for nothing: write micro=0.6, or leave it out")
     return wanted
 
 

@@ -120,6 +120,8 @@ class EvaluateRecipe:
     ray: RaySettings = field(default_factory=RaySettings)
 
     def __post_init__(self) -> None:
+        if not self.output:
+            raise ValueError("output is empty: name the folder of the results store")
         object.__setattr__(self, "output", absolute(self.output))  # other processes work elsewhere
         if self.suite is not None:
             object.__setattr__(self, "suite", absolute(self.suite))

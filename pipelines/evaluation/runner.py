@@ -12,8 +12,8 @@ from cluster.capacity import require
 from cluster.processes import set_handler
 from cluster.progress import Progress
 from cluster.session import ray_session
+from pipelines.evaluation.claims import Claims
 from pipelines.evaluation.discovery import discover
-from pipelines.evaluation.lease import Claims
 from pipelines.evaluation.recipe import EvaluateRecipe
 from pipelines.evaluation.scheduler import Source, Spread, Tally
 from pipelines.evaluation.sources import Appearing, AtOnce

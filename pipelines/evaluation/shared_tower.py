@@ -18,7 +18,8 @@ from transformers.utils import ModelOutput
 
 from pipelines.corpus.images import decode_image
 from pipelines.evaluation.tower_cache import TowerCache
-from qmop.feature_cache import FeatureCache, image_digests
+from qmop.feature_cache import FeatureCache
+from qmop.identities import image_digests
 from qmop.views import View, as_features, look, together
 from qmop.vtcbench.rendered import RenderedItem
 

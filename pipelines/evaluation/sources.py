@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 
 from cluster.progress import Progress
+from pipelines.evaluation.claims import Claims
 from pipelines.evaluation.discovery import Candidate, discover
-from pipelines.evaluation.lease import Claims
 from pipelines.evaluation.recipe import EvaluateRecipe
 from pipelines.evaluation.scheduler import Task
 from pipelines.evaluation.units import Generation, Unit, finished_ids, plan_units
 from qmop.views import View
 from qmop.vtcbench.suite import SuiteManifest
+
+_REST_S, _LONGEST_REST_S = 60.0, 3600.0
 
 
 class AtOnce:
@@ -71,7 +73,9 @@ class Appearing:
         self._ready: list[Task] = []
         self._busy = time.monotonic()
         self._given: dict[str, set[str]] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, tuple[float, float]] = {}
+        """By unit, how long it rests after its last failure, and until when."""
+        self._complaint = ""
 
     def more(self, room: int) -> list[Task]:
         """Units of checkpoints that can be claimed, as many as can start at once or a few more."""
@@ -84,10 +88,14 @@ class Appearing:
         if now - self._looked < self._recipe.watching.poll_s and not self._changed:
             return []
         self._looked, self._changed = now, False
-        self._look()
-        there = finished_ids(self._recipe.output)
-        missing = [unit for unit in self.units() if unit.id not in there and unit.id not in self._failed]
-        if missing:
+        try:
+            self._look()
+            there = finished_ids(self._recipe.output)
+        except OSError as error:
+            self._away(error)
+            return []
+        missing = [unit for unit in self.units() if unit.id not in there and not self._rests(unit)]
+        if any(unit.id not in self._failed for unit in missing):  # what never works keeps nobody waiting
             self._busy = now
         return self._claimed(missing, room)
 
@@ -103,9 +111,14 @@ class Appearing:
         for exam, units in exams.items():
             if len(tasks) >= max(1, room) or exam in self._given:
                 continue
-            if (fence := self._claims.take(exam)) is None:
-                continue
-            there = finished_ids(self._recipe.output)  # another may have finished it just before it let go
+            try:
+                if (fence := self._claims.take(exam)) is None:
+                    continue
+                there = finished_ids(self._recipe.output)  # another may have finished it just before it let go
+            except OSError as error:
+                self._claims.release(exam)
+                self._away(error)
+                break
             left = [unit for unit in units if unit.id not in there]
             if not left:
                 self._claims.release(exam)
@@ -124,14 +137,18 @@ class Appearing:
 
     def settled(self, unit: Unit, error: str | None) -> None:
         """Let go of a claim behind its last unit."""
+        again = unit.id in self._failed
         if error is not None:
-            self._failed[unit.id] = error
+            pause = min(_LONGEST_REST_S, 2 * self._failed[unit.id][0] if again else _REST_S)
+            self._failed[unit.id] = (pause, time.monotonic() + pause)
         left = self._given.get(unit.exam, set())
         left.discard(unit.id)
         if not left:
             self._given.pop(unit.exam, None)
             self._claims.release(unit.exam)
-        self._busy, self._changed = time.monotonic(), True
+        self._changed = True
+        if error is None or not again:
+            self._busy = time.monotonic()
 
     def over(self) -> bool:
         """Whether nothing was left to do anywhere for as long as was asked for."""
@@ -142,8 +159,19 @@ class Appearing:
         """Whether somebody wants an end."""
         return self._stopping()
 
+    def _rests(self, unit: Unit) -> bool:
+        """Whether a unit failed a short while ago; longer each time, for what failed may have been the storage."""
+        return unit.id in self._failed and time.monotonic() < self._failed[unit.id][1]
+
+    def _away(self, error: OSError) -> None:
+        """Nothing could be looked at; the next look may be luckier."""
+        if str(error) != self._complaint:
+            self._complaint = str(error)
+            self._progress.say(f"looking again in {self._recipe.watching.poll_s:g} s: {error}")
+
     def _look(self) -> None:
         found = discover(self._recipe.checkpoints, patient=True)
+        self._complaint = ""
         known = {candidate.digest for candidate in self._candidates}
         for candidate in found.candidates:
             if candidate.digest not in known:

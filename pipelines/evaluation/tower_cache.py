@@ -7,6 +7,7 @@ a row for each picture. When all rooms together exceed a budget of bytes, the fi
 from __future__ import annotations
 
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _END, _DRAFT = ".safetensors", ".draft"
 
@@ -35,6 +38,8 @@ class TowerCache:
         if folder.stat().st_uid != os.getuid():
             raise ValueError(f"tower.folder {folder} belongs to another user: name one of your own")
         self.folder, self.max_bytes = folder, max_bytes
+        self.complained = False
+        """Whether it was said already that nothing can be written."""
 
     def room(self, key: str) -> Room:
         """The room of a tower and a way to prepare pictures."""
@@ -91,7 +96,7 @@ class Room:
         return {name: rows[name][0][rows[name][1]].unsqueeze(0) for name in names}
 
     def add(self, images: Sequence[str], pixels: Sequence[str], tensors: dict[str, Tensor]) -> bool:
-        """Keep the rows of some pictures; False if there is no room for so much.
+        """Keep the rows of some pictures; False if there is no room for so much, or they cannot be written.
 
         Args:
             images: digests of their files.
@@ -108,6 +113,11 @@ class Room:
             with draft.open("rb") as written:
                 os.fsync(written.fileno())
             draft.replace(path)
+        except (OSError, SafetensorError) as error:  # a full disk, say: the cache saves work and decides nothing
+            if not self._cache.complained:
+                self._cache.complained = True
+                logger.warning("pictures are looked at without being remembered in %s: %s", self._folder, error)
+            return False
         finally:
             draft.unlink(missing_ok=True)
         self.refresh()

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cluster.storage import create_if_absent, exists, join, list_files, read_bytes
+from cluster.conditional import create_if_absent
+from cluster.storage import exists, join, list_files, read_bytes
 from pipelines.evaluation.discovery import Candidate
 from pipelines.training.exports import library_versions
 from qmop.vtcbench.records import Record, from_table, to_table
 from qmop.vtcbench.suite import ShardInfo, SuiteManifest
 
-UNITS, FACTS = "units", b"qmop"
+UNITS, FACTS, _SEAL = "units", b"qmop", b"qmop-seal"
 _SCHEMA = 1
 _READERS = 16
 _END = ".parquet"
@@ -132,15 +134,33 @@ def commit(
         "by": by,
         "versions": library_versions(),
     }
-    table = to_table(records).replace_schema_metadata({FACTS: json.dumps(facts, sort_keys=True)})
+    table, told = to_table(records), json.dumps(facts, sort_keys=True)
+    table = table.replace_schema_metadata({FACTS: told, _SEAL: _seal(table, told.encode())})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return create_if_absent(unit.place(store), sink.getvalue().to_pybytes())
 
 
 def facts_of(unit_id: str, store: str) -> dict[str, Any]:
-    """What was written down with a unit; nothing for one that an earlier version wrote."""
-    schema = pq.read_schema(pa.BufferReader(read_bytes(_place(unit_id, store))))
+    """What was written down with a unit; nothing for one that an earlier version wrote.
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
+    place = _place(unit_id, store)
+    data = read_bytes(place)
+    with _named(place):
+        return _facts(pq.read_schema(pa.BufferReader(data)))
+
+
+def _seal(table: pa.Table, facts: bytes) -> str:
+    """SHA-256 of everything that is written: a file can be damaged and still be readable."""
+    digest = hashlib.sha256(facts)
+    digest.update(json.dumps(table.to_pylist(), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _facts(schema: pa.Schema) -> dict[str, Any]:
     facts: dict[str, Any] = json.loads((schema.metadata or {}).get(FACTS, b"{}"))
     return facts
 
@@ -151,17 +171,17 @@ def was_by(unit: Unit, store: str, by: str) -> bool:
 
 
 def results_of(ids: Iterable[str], store: str) -> Result:
-    """What finished units found, in the order of their ids."""
+    """What finished units found, in the order of their ids.
+
+    Raises:
+        ValueError: if a unit's file is damaged.
+    """
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = list(pool.map(lambda name: _read(name, store), ids))
-    poisoned = {
-        f"{facts['label']}: {key}": reason
-        for table in tables
-        if (facts := json.loads((table.schema.metadata or {}).get(FACTS, b"{}")))
-        for key, reason in facts["poisoned"].items()
-    }
-    records = (record for table in tables for record in from_table(table))
-    return Result(records=tuple(records), poisoned=poisoned)
+        parts = list(pool.map(lambda name: _read(name, store), ids))
+    return Result(
+        records=tuple(record for part in parts for record in part.records),
+        poisoned={key: reason for part in parts for key, reason in part.poisoned.items()},
+    )
 
 
 def records_of_ids(ids: Iterable[str], store: str) -> list[Record]:
@@ -169,12 +189,28 @@ def records_of_ids(ids: Iterable[str], store: str) -> list[Record]:
     return list(results_of(ids, store).records)
 
 
-def _read(name: str, store: str) -> pa.Table:
+def _read(name: str, store: str) -> Result:
+    """What one unit found."""
     place = _place(name, store)
+    data = read_bytes(place)
+    with _named(place):
+        table = pq.read_table(pa.BufferReader(data))
+        metadata = table.schema.metadata or {}
+        if _SEAL in metadata and metadata[_SEAL] != _seal(table, metadata[FACTS]).encode():
+            raise ValueError("its content is not what was written")
+        facts = _facts(table.schema)
+        poisoned = {f"{facts['label']}: {key}": why for key, why in facts.get("poisoned", {}).items()}
+        return Result(records=tuple(from_table(table)), poisoned=poisoned)
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Whatever damage makes of a file, the file is named."""
     try:
-        return pq.read_table(pa.BufferReader(read_bytes(place)))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{place} is damaged ({error}): delete it and evaluate again") from error
+        yield
+    except (pa.ArrowException, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{place} is damaged ({reason}): delete it and evaluate again") from error
 
 
 def _place(name: str, store: str) -> str:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.storage import put_file
+from cluster.storage import put_file, sha256_of
 from pipelines.evaluation.discovery import discover
 from pipelines.training.exports import CARD, WEIGHTS, export_name, local_copy, publish
 from qmop.loading import derive
@@ -134,3 +134,54 @@ def test_a_stock_model_is_refused_with_the_way_to_make_it_ours(tmp_path: Path) -
         ValueError, match=r"holds a llava model, not a qmop: build a model from it with qmop.from_llava"
     ):
         discover([str(tmp_path / "llava")])
+
+
+def test_a_model_from_elsewhere_is_read_again_only_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = derive(base_path("tiny"), "average_pool", 16)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    read: list[str] = []
+    monkeypatch.setattr("pipelines.evaluation.discovery.sha256_of", lambda name: read.append(name) or sha256_of(name))
+    first = discover([str(tmp_path)]).candidates[0].digest
+    assert len(read) > 1
+    read.clear()
+    assert discover([str(tmp_path)]).candidates[0].digest == first
+    assert read == []
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"importance_layer": null', '"importance_layer": -2'))
+    assert discover([str(tmp_path)]).candidates[0].digest != first
+
+
+def test_half_a_configuration_is_named_and_waited_for(tmp_path: Path) -> None:
+    folder = export(tmp_path, 1)
+    (folder / "checkpoint.json").unlink()
+    config = folder / "config.json"
+    config.write_text(config.read_text()[:100])
+    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+        discover([str(folder)])
+    assert "config.json cannot be read" in discover([str(folder)], patient=True).skipped[str(folder)]
+
+
+def test_a_checkpoint_behind_a_link_is_found(tmp_path: Path) -> None:
+    export(tmp_path / "far" / "runs", 1)
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "runs").symlink_to(tmp_path / "far" / "runs")
+    assert len(discover([str(tmp_path / "near")]).candidates) == 1
+    assert len(discover([str(tmp_path / "near" / "runs" / "*" / "*")]).candidates) == 1
+
+
+def test_a_link_to_a_neighbour_is_no_second_checkpoint(tmp_path: Path) -> None:
+    folder = export(tmp_path / "run", 1)
+    (folder.parent / "latest").symlink_to(folder)
+    for name in (str(tmp_path / "run"), str(tmp_path / "*" / "checkpoints" / "*"), f"A={tmp_path / 'run'}"):
+        [found] = discover([name]).candidates
+        assert found.uri == str(folder)
+    [found] = discover([str(folder.parent / "latest")]).candidates
+    assert found.uri == str(folder.parent / "latest")
+
+
+def test_no_patience_makes_another_scheme_right() -> None:
+    with pytest.raises(ValueError, match="scheme 'gs'"):
+        discover(["gs://bucket/run"], patient=True)

@@ -28,7 +28,8 @@ def records(label: str, right: int, dimension: str = "LD") -> list[Record]:
 def test_a_gate_is_read_and_nonsense_refused_in_one_sentence() -> None:
     assert parse_gate("micro=0.6, LD=0.25") == {"micro": 0.6, "LD": 0.25}
     assert parse_gate(None) == {}
-    for text, says in (("mikro=1", "names 'mikro'"), ("micro", "write it as"), ("micro=60", "from 0 to 1")):
+    wrong = {"mikro=1": "names 'mikro'", "micro": "write it as", "micro=60": "from 0 to 1", "": "asks for nothing"}
+    for text, says in wrong.items():
         with pytest.raises(ValueError, match=says):
             EvaluateRecipe(checkpoints=["tiny"], output="o", fail_below=text)
 

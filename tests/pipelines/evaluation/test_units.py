@@ -1,8 +1,10 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from pipelines.evaluation.discovery import Candidate
-from pipelines.evaluation.units import Generation, Unit, commit, finished, records_of_ids
+from pipelines.evaluation.units import Generation, Unit, commit, finished, records_of_ids, results_of
 from qmop.vtcbench.records import judge
 from qmop.vtcbench.rendered import suite
 from qmop.vtcbench.suite import ShardInfo
@@ -42,3 +44,23 @@ def test_the_first_commit_stays_whatever_comes_later(tmp_path: Path) -> None:
     assert finished(UNIT, store)
     assert not commit(UNIT, store, records("no"))
     assert {record.prediction for record in records_of_ids([UNIT.id], store)} == {"yes"}
+
+
+def test_a_damaged_file_is_named_or_says_what_it_said(tmp_path: Path) -> None:
+    store, draw = str(tmp_path), np.random.default_rng(5)
+    commit(UNIT, store, records("yes"), poisoned={"k": "why"})
+    path = Path(UNIT.place(store))
+    whole, told = path.read_bytes(), results_of([UNIT.id], store)
+    refused = unharmed = 0
+    for _ in range(400):
+        data = bytearray(whole)
+        data[int(draw.integers(len(data)))] ^= 1 << int(draw.integers(8))
+        path.write_bytes(data)
+        try:
+            found = results_of([UNIT.id], store)
+        except ValueError as error:
+            refused += str(error).startswith(f"{path} is damaged (")
+            continue
+        unharmed += found == told
+    assert refused + unharmed == 400
+    assert refused > 200

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from pipelines.serving import protocol
 from pipelines.serving.contract import Completion
 from pipelines.serving.errors import ApiError
-from pipelines.serving.service import Ticket
+from pipelines.serving.ticket import Ticket
 
 
 class Answer:
@@ -28,7 +28,8 @@ class Answer:
     """
 
     def __init__(self, asked: protocol.ChatRequest, ticket: Ticket) -> None:
-        self._asked, self._ticket = asked, ticket
+        # Not the request itself: it holds the pictures' text, which would wait in memory as long as the answer.
+        self.streamed, self._with_usage, self._ticket = asked.stream, asked.stream_options.include_usage, ticket
         self._pieces = ticket.pieces()
         self._first = ""
         self._head: dict[str, Any] = {
@@ -65,13 +66,13 @@ class Answer:
             yield self._chunk(protocol.Delta(content=piece))
         end = self._completion()
         yield self._chunk(protocol.Delta(), finish_reason=end.finish_reason) | {"qmop": _visual(end).model_dump()}
-        if self._asked.stream_options.include_usage:
+        if self._with_usage:
             yield protocol.ChatChunk(**self._head, choices=[], usage=_usage(end)).model_dump(exclude={"qmop"})
 
     def _chunk(self, delta: protocol.Delta, finish_reason: str | None = None) -> dict[str, Any]:
         choice = protocol.ChunkChoice(delta=delta, finish_reason=finish_reason)
         chunk = protocol.ChatChunk(**self._head, choices=[choice])
-        without = {"qmop"} if self._asked.stream_options.include_usage else {"qmop", "usage"}
+        without = {"qmop"} if self._with_usage else {"qmop", "usage"}
         fields = chunk.model_dump(exclude=without)
         fields["choices"][0]["delta"] = delta.model_dump(exclude_none=True)
         return fields

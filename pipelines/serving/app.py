@@ -6,18 +6,25 @@ import asyncio
 import hashlib
 import hmac
 import time
+import uuid
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from pipelines.serving import protocol
 from pipelines.serving.answer import Answer, EventStream
-from pipelines.serving.conversation import prompt_of, sampling_of
-from pipelines.serving.errors import ApiError, too_large, unavailable
+from pipelines.serving.conversation import Draft, draft_of, sampling_of
+from pipelines.serving.counts import CountsPage
+from pipelines.serving.errors import ApiError, too_large, too_slow, unavailable
 from pipelines.serving.images import ImageLimits
 from pipelines.serving.recipe import ServeRecipe
-from pipelines.serving.service import ChatService, Ticket
+from pipelines.serving.service import Abandoned, ChatService
+from pipelines.serving.ticket import Ticket
+
+_CLIENT_LEFT = 499  # nobody reads it but a proxy's log, where it is the usual number
 
 
 def key_digest(key: str) -> str:
@@ -36,10 +43,13 @@ def create_app(service: ChatService, recipe: ServeRecipe, key_sha256: str | None
     app = FastAPI(title="QMoP", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_exception_handler(Abandoned, _let_go)
     app.add_exception_handler(Exception, _fail)
     endpoints = _Endpoints(service, recipe, key_sha256)
     app.add_api_route("/health", endpoints.health, methods=["GET"])
-    guarded = APIRouter(prefix="/v1", dependencies=[Depends(endpoints.authorise)])
+    lock = [Depends(endpoints.authorise)]
+    app.add_api_route("/metrics", endpoints.metrics, methods=["GET"], dependencies=lock)
+    guarded = APIRouter(prefix="/v1", dependencies=lock)
     guarded.add_api_route("/models", endpoints.models, methods=["GET"])
     guarded.add_api_route("/models/{name}", endpoints.model, methods=["GET"])
     guarded.add_api_route("/chat/completions", endpoints.chat, methods=["POST"], response_model=None)
@@ -51,6 +61,7 @@ class _Endpoints:
     def __init__(self, service: ChatService, recipe: ServeRecipe, key_sha256: str | None) -> None:
         self._service, self._recipe, self._key_sha256 = service, recipe, key_sha256
         self._limits = ImageLimits(max_bytes=recipe.max_image_bytes, max_pixels=recipe.max_pixels)
+        self._page = CountsPage(service.counted, uuid.uuid4().hex[:8])
         self._card = protocol.ModelCard(id=recipe.served_name, created=int(time.time()))
 
     async def authorise(self, request: Request) -> None:
@@ -69,6 +80,10 @@ class _Endpoints:
             raise unavailable("The model is not ready: try again in a moment.")
         return {"status": "ok", "model": self._card.id}
 
+    async def metrics(self) -> Response:
+        """What became of this replica's requests, for Prometheus."""
+        return Response(self._page.text(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
     async def models(self) -> protocol.ModelList:
         """The one model."""
         return protocol.ModelList(data=[self._card])
@@ -80,13 +95,12 @@ class _Endpoints:
 
     async def chat(self, request: Request) -> Response:
         """One answer, whole or as a stream of events."""
-        asked, ticket = await self._admit(request)
-        answer = Answer(asked, ticket)
+        answer, ticket = await self._admit(request)
         watcher = asyncio.create_task(_cancel_when_gone(request, ticket))
         try:
             # Only an answer that has begun may become a stream: what fails before gets its own status.
             await answer.begin()
-            if asked.stream:
+            if answer.streamed:
                 return EventStream(answer, ticket, watcher)
             whole = await answer.whole()
         except BaseException:
@@ -96,14 +110,32 @@ class _Endpoints:
         watcher.cancel()
         return JSONResponse(whole.model_dump())
 
-    async def _admit(self, request: Request) -> tuple[protocol.ChatRequest, Ticket]:
+    async def _admit(self, request: Request) -> tuple[Answer, Ticket]:
         with self._service.admission():
-            body = await _read_body(request, self._recipe.max_body_bytes)
+            body = await self._body(request)
             asked = await self._service.offload(lambda: protocol.parse_request(body))
             self._require_name(asked.model)
             sampling = sampling_of(asked, self._recipe.max_new_tokens)
-            prompt = await self._service.offload(lambda: prompt_of(asked, self._limits, self._recipe.max_images))
-            return asked, self._service.submit(prompt, sampling)
+            draft = await self._service.offload(lambda: self._draft(asked))
+            ticket = self._service.submit(draft.prompt, sampling)
+            return Answer(asked, ticket), ticket
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, within its bounds: a place is held while it comes, so nobody may take for ever over it."""
+        seconds = self._recipe.body_timeout_s
+        try:
+            async with asyncio.timeout(seconds):
+                return await _read_body(request, self._recipe.max_body_bytes)
+        except TimeoutError as error:
+            message = f"The request's body did not come within {seconds:g} s: send it faster, or a smaller picture."
+            raise too_slow(message) from error
+        except ClientDisconnect as gone:
+            raise Abandoned from gone
+
+    def _draft(self, asked: protocol.ChatRequest) -> Draft:
+        draft = draft_of(asked, self._limits, self._recipe.max_images)
+        self._service.check(draft.messages)
+        return draft
 
     def _require_name(self, name: str) -> None:
         if name != self._card.id:
@@ -140,6 +172,10 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     message = f"{request.method} {request.url.path[:80]} is not offered: {str(error.detail).lower()}."
     refusal = ApiError(error.status_code, message, code="unknown_url", headers=error.headers)
     return JSONResponse(refusal.body(), status_code=error.status_code, headers=refusal.headers)
+
+
+async def _let_go(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=_CLIENT_LEFT)
 
 
 async def _fail(_request: Request, _error: Exception) -> Response:

@@ -36,7 +36,7 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How an answer is drawn; greedy at temperature 0."""
+    """How an answer is drawn; greedy at temperature 0, and at one too small to divide by."""
 
     max_new_tokens: int
     temperature: float = 0.0
@@ -95,6 +95,14 @@ class ChatEngine(Protocol):
     """A loaded model. `run` is called from one thread at a time and never from an event loop."""
 
     batch_limit: int
+
+    def check(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse messages that the model cannot take, before they wait; quick, and called from any thread.
+
+        Raises:
+            PromptError: naming what is wrong and the way out.
+        """
+        ...  # pragma: no cover
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Generate every answer and call each job's `done` exactly once."""

@@ -1,14 +1,14 @@
-"""From a parsed request to what an engine takes: pictures decoded, rules about the conversation checked."""
+"""From a parsed request to what an engine takes: rules about the conversation checked, pictures still encoded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-from PIL import Image
 
 from pipelines.serving.contract import Prompt, Sampling
 from pipelines.serving.errors import bad_request
-from pipelines.serving.images import ImageLimits, decode_data_url
+from pipelines.serving.images import ImageLimits, Picture, read_data_url
 from pipelines.serving.protocol import ChatRequest, ImagePart, Message
 
 _MAX_STOPS = 4
@@ -35,16 +35,34 @@ def sampling_of(request: ChatRequest, max_new_tokens: int) -> Sampling:
     )
 
 
-def prompt_of(request: ChatRequest, limits: ImageLimits, max_images: int) -> Prompt:
-    """The conversation with its pictures decoded; slow, so keep it off the event loop.
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A conversation that may wait; fields as `Prompt` has them, with the pictures still encoded."""
+
+    messages: Sequence[Mapping[str, Any]]
+    pictures: Sequence[Picture]
+    question: str
+
+    def prompt(self) -> Prompt:
+        """The conversation with its pictures decoded; slow and large, so call it when its turn has come.
+
+        Raises:
+            ApiError: 400, naming a picture that is damaged.
+        """
+        images = [picture.decode() for picture in self.pictures]
+        return Prompt(messages=self.messages, images=images, question=self.question)
+
+
+def draft_of(request: ChatRequest, limits: ImageLimits, max_images: int) -> Draft:
+    """The conversation, checked as far as it can be before a picture is decoded; keep it off the event loop.
 
     Raises:
         ApiError: 400, naming the message at fault.
     """
     _check_turns(request, max_images)
-    images: list[Image.Image] = []
-    messages = [_turn(message, place, images, limits) for place, message in enumerate(request.messages)]
-    return Prompt(messages=messages, images=images, question=request.messages[-1].text)
+    pictures: list[Picture] = []
+    messages = [_turn(message, place, pictures, limits) for place, message in enumerate(request.messages)]
+    return Draft(messages=messages, pictures=pictures, question=request.messages[-1].text)
 
 
 def _check_turns(request: ChatRequest, max_images: int) -> None:
@@ -64,11 +82,11 @@ def _check_turns(request: ChatRequest, max_images: int) -> None:
         raise bad_request(sentence, code="too_many_images", param="messages")
 
 
-def _turn(message: Message, place: int, images: list[Image.Image], limits: ImageLimits) -> dict[str, Any]:
+def _turn(message: Message, place: int, pictures: list[Picture], limits: ImageLimits) -> dict[str, Any]:
     content: list[dict[str, str]] = []
     for index, part in enumerate(message.parts):
         if isinstance(part, ImagePart):
-            images.append(decode_data_url(part.image_url.url, limits, f"messages.{place}.content.{index}.image_url"))
+            pictures.append(read_data_url(part.image_url.url, limits, f"messages.{place}.content.{index}.image_url"))
             content.append({"type": "image"})
         else:
             content.append({"type": "text", "text": part.text})

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
+from cluster.storage import is_s3
 from pipelines.serving.app import create_app, key_digest
 from pipelines.serving.contract import ChatEngine, Prompt
 from pipelines.serving.recipe import ServeRecipe
@@ -32,10 +33,21 @@ EngineFactory = Callable[[ServeRecipe], LoadedEngine]
 
 
 def load_engine(recipe: ServeRecipe) -> LoadedEngine:
-    """The engine over the recipe's checkpoint."""
-    from pipelines.serving.engine import QMoPEngine  # noqa: PLC0415 - torch is for replicas, not for who deploys them
+    """The engine over the recipe's checkpoint; one in S3 is fetched by each replica, and kept only while it is read.
 
-    return QMoPEngine.from_checkpoint(recipe.checkpoint, recipe.threads)
+    Raises:
+        FileNotFoundError: if nothing is there.
+        StorageError: if it cannot be fetched.
+        ValueError: if it is damaged or no model of ours.
+    """
+    # Here, because torch is for replicas and not for who deploys them.
+    from pipelines.serving.engine import QMoPEngine  # noqa: PLC0415
+    from pipelines.training.exports import local_copy  # noqa: PLC0415
+
+    if not is_s3(recipe.checkpoint):
+        return QMoPEngine.from_checkpoint(recipe.checkpoint, recipe.threads)
+    with local_copy(recipe.checkpoint.rstrip("/")) as folder:
+        return QMoPEngine.from_checkpoint(str(folder), recipe.threads)
 
 
 class ChatReplica:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,6 +19,11 @@ from qmop.features import CompressedTokens
 from qmop.fitting import take_image_inputs
 from qmop.modeling_qmop import ImageOutput
 
+# Written language has about four. Single tokens may have more (blanks in a row, unknown words), whole texts do not.
+_CHARACTERS_PER_TOKEN = 32
+# Scores divided by less overflow; a draw at this temperature already takes the likeliest token, ties aside.
+_COLDEST = 1e-5
+
 
 class QMoPEngine:
     """A loaded checkpoint that answers conversations; `run` belongs to one thread.
@@ -33,6 +38,7 @@ class QMoPEngine:
     def __init__(self, model: Any, processor: Any) -> None:
         self._model, self._processor = model, processor
         self._context = int(model.config.text_config.max_position_embeddings)
+        self._most_characters = self._context * _CHARACTERS_PER_TOKEN
         ends = model.generation_config.eos_token_id
         ends = processor.tokenizer.eos_token_id if ends is None else ends
         self._ends = frozenset(ends if isinstance(ends, list) else [ends])
@@ -57,6 +63,25 @@ class QMoPEngine:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         picture = Image.new("RGB", (side, side), "grey")
         return Prompt(messages=[{"role": "user", "content": content}], images=[picture], question=question)
+
+    def check(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse texts far beyond the model's context, and those that hold special tokens.
+
+        Characters are counted and not tokens, because tokenizing a long text would hold up the model's one thread.
+
+        Raises:
+            PromptError: naming what is wrong and the way out.
+        """
+        texts = [part["text"] for turn in messages for part in turn["content"] if part["type"] == "text"]
+        characters = sum(map(len, texts))
+        if characters > self._most_characters:
+            raise PromptError(
+                f"The conversation has {characters} characters, but at most {self._most_characters} are taken, because "
+                f"the model reads {self._context} tokens: shorten it."
+            )
+        for token in self._processor.tokenizer.all_special_tokens:
+            if any(token in text for text in texts):
+                raise PromptError(f"The text holds {token}, which steers this model: leave it out.")
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Answer the jobs one after the other; one that fails does not touch the next."""
@@ -92,10 +117,6 @@ class QMoPEngine:
         )
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
-        texts = [part["text"] for turn in prompt.messages for part in turn["content"] if part["type"] == "text"]
-        for token in self._processor.tokenizer.all_special_tokens:
-            if any(token in text for text in texts):
-                raise PromptError(f"The text holds {token}, which steers this model: leave it out.")
         template = self._processor.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
         images = list(prompt.images) or None
         inputs = self._processor(images=images, text=[template], query=[prompt.question], return_tensors="pt")
@@ -169,7 +190,9 @@ class _Watch(StoppingCriteria):
 
 
 def _drawing(temperature: float, top_p: float) -> dict[str, Any]:
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
+    if temperature < _COLDEST:
+        return {"do_sample": False}
+    return {"do_sample": True, "temperature": temperature, "top_p": top_p}
 
 
 @contextmanager

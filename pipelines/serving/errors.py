@@ -10,6 +10,7 @@ _TYPES = {
     401: "invalid_request_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
+    408: "invalid_request_error",
     413: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
@@ -57,6 +58,11 @@ def bad_request(message: str, *, code: str = "invalid_value", param: str | None 
 def too_large(message: str) -> ApiError:
     """A 413."""
     return ApiError(413, message, code="request_too_large")
+
+
+def too_slow(message: str) -> ApiError:
+    """A 408; the rest of the body is not waited for, so the connection ends with it."""
+    return ApiError(408, message, code="request_timeout", headers={"Connection": "close"})
 
 
 def overloaded(waiting: int) -> ApiError:

@@ -1,4 +1,4 @@
-"""Pictures as they come in: data URLs, checked before anything is decoded.
+"""Pictures as they come in: data URLs, checked before anything is decoded, and kept encoded until their turn.
 
 An address is never fetched: a service that fetches what strangers name reaches into its own network.
 """
@@ -9,7 +9,9 @@ import base64
 import binascii
 import re
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BytesIO
 
 import numpy as np
@@ -34,8 +36,32 @@ class ImageLimits:
     max_pixels: int
 
 
-def decode_data_url(url: str, limits: ImageLimits, param: str | None = None) -> Image.Image:
-    """Turn a data URL into an upright RGB picture.
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture whose header has passed; it waits encoded, because its pixels may take a thousand times the memory.
+
+    Args:
+        kind: png, jpeg or webp.
+        data: the file.
+        param: the request field that it came in, for errors.
+    """
+
+    kind: str
+    data: bytes = field(repr=False)
+    param: str | None = None
+
+    def decode(self) -> Image.Image:
+        """The upright RGB picture; slow and large, so call it when the model is about to look.
+
+        Raises:
+            ApiError: 400 if the file is damaged behind its header.
+        """
+        with _explained(self.kind, self.param), Image.open(BytesIO(self.data), formats=(self.kind,)) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def read_data_url(url: str, limits: ImageLimits, param: str | None = None) -> Picture:
+    """Take a picture out of a data URL and check it as far as its header goes.
 
     Args:
         url: `data:image/png;base64,...`, or jpeg or webp.
@@ -47,15 +73,22 @@ def decode_data_url(url: str, limits: ImageLimits, param: str | None = None) -> 
     """
     kind, data = _payload(url, limits, param)
     try:
-        image = Image.open(BytesIO(data), formats=(kind,))
-        _check_header(image, limits, param)
-        return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        message = f"The image is not a {kind} file: check it, and the type that its data URL names."
-        raise bad_request(message, code="invalid_image", param=param) from error
+        with _explained(kind, param), Image.open(BytesIO(data), formats=(kind,)) as image:
+            _check_header(image, limits, param)
     except Image.DecompressionBombError as error:
         message = f"The image has far more than {limits.max_pixels} pixels: send it smaller."
         raise bad_request(message, code="image_too_large", param=param) from error
+    return Picture(kind=kind, data=data, param=param)
+
+
+@contextmanager
+def _explained(kind: str, param: str | None) -> Iterator[None]:
+    """Turn what Pillow raises on a file that it cannot read into a refusal."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        message = f"The image is not a {kind} file: check it, and the type that its data URL names."
+        raise bad_request(message, code="invalid_image", param=param) from error
     except _BROKEN as error:
         message = f"The image is not a readable {kind} file ({_brief(error)}): check that it opens on your side."
         raise bad_request(message, code="invalid_image", param=param) from error

@@ -6,7 +6,7 @@ Deliberate choices about fields of a request:
 - Fields that cannot change an answer (`user`, `metadata`, ...) are accepted and have no effect.
 - Fields whose effect is not offered (`tools`, `n`, penalties, ...) are accepted at their neutral value only.
 - Any other field is refused by name, so that a misspelt one does not vanish.
-- `temperature` defaults to 0: answers are greedy unless asked otherwise.
+- `temperature` defaults to 0: answers are greedy unless asked otherwise, by at least 0.00001.
 - `max_tokens` above the service's cap gets the cap; `finish_reason` "length" says when it was reached.
 """
 

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from cluster.bounds import require_at_least
+from cluster.bounds import require_above, require_at_least
 from cluster.session import RaySettings
 
 _SHORTEST_KEY = 16
@@ -18,7 +18,7 @@ class ServeRecipe:
     """How one checkpoint is offered over HTTP.
 
     Args:
-        checkpoint: folder of an exported checkpoint (config.json, safetensors, processor).
+        checkpoint: folder of an exported checkpoint (config.json, safetensors, processor), here or `s3://bucket/...`.
         model_name: the name that clients ask for; the folder's own name when absent.
         host: address to listen on. Anything but a loopback address needs `require_key`.
         port: TCP port to listen on.
@@ -31,11 +31,13 @@ class ServeRecipe:
         threads: CPU threads that torch uses in each replica.
         max_new_tokens: most tokens of one answer; a request that asks for more gets this many.
         max_body_bytes: largest request body; larger ones get 413 before they are parsed.
+        body_timeout_s: seconds in which a request's body must have come; slower ones get 408.
         max_image_bytes: largest image after base64 decoding.
         max_pixels: largest width times height of an image, read from its header.
         max_images: most images in one conversation.
-        max_queued_requests: requests that may wait in one replica; more get 429.
-        start_timeout_s: seconds until the replicas must have answered their warm-up question.
+        max_queued_requests: requests that may wait in one replica or be uploaded to it; more get 429.
+        start_timeout_s: seconds until the replicas must have answered their warm-up question, after fetching the
+            checkpoint if it is in S3.
         drain_timeout_s: seconds that answers in flight get when a replica is stopped.
         ray: how to reach or start Ray.
     """
@@ -53,6 +55,7 @@ class ServeRecipe:
     threads: int = 1
     max_new_tokens: int = 256
     max_body_bytes: int = 20_000_000
+    body_timeout_s: float = 30.0
     max_image_bytes: int = 10_000_000
     max_pixels: int = 40_000_000
     max_images: int = 1
@@ -70,6 +73,7 @@ class ServeRecipe:
         sizes = ("max_new_tokens", "max_body_bytes", "max_image_bytes", "max_pixels")
         require_at_least(self, 1, "replicas", "threads", *sizes)
         require_at_least(self, 0, "num_gpus", "max_images", "max_queued_requests", "start_timeout_s", "drain_timeout_s")
+        require_above(self, 0, "body_timeout_s")
         if not self.num_cpus > 0:
             raise ValueError(f"num_cpus is {self.num_cpus}, but a replica needs a share of a CPU: give e.g. 0.5.")
         if not 1 <= self.port <= _HIGHEST_PORT:

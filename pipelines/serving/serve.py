@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path
 
 import ray
 from ray import serve
@@ -23,6 +22,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from cluster import capacity
 from cluster.ports import require_port
 from cluster.progress import Progress
+from cluster.storage import exists, join
 from pipelines.serving.deployment import APPLICATION, EngineFactory, build, load_engine
 from pipelines.serving.recipe import ServeRecipe
 
@@ -60,6 +60,7 @@ def deploy(recipe: ServeRecipe, progress: Progress, factory: EngineFactory = loa
         ValueError: if the port is in use, Serve already runs on this cluster, the cluster has no room, or the replicas
             do not come up.
         FileNotFoundError: if the checkpoint is missing.
+        StorageError: if it is in S3, which does not answer.
     """
     require_port(recipe.host, recipe.port)
     if factory is load_engine:
@@ -218,9 +219,10 @@ def _netloc(recipe: ServeRecipe) -> str:
 
 
 def _require_checkpoint(checkpoint: str) -> None:
-    if not (Path(checkpoint) / "config.json").is_file():
+    if not exists(join(checkpoint, "config.json")):
         raise FileNotFoundError(
-            f"checkpoint={checkpoint!r} holds no model: give a folder with config.json and model.safetensors."
+            f"checkpoint={checkpoint!r} holds no model: give a folder, here or in S3, with config.json and "
+            "model.safetensors."
         )
 
 

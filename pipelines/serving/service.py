@@ -1,7 +1,8 @@
 """Between HTTP and the engine: a bounded queue, one engine thread, and answers that come back as events.
 
-The event loop never decodes a picture and never runs the model. Every request is counted once at the door and once
-at its end, so that received = answered + refused + cancelled + failed + in_flight, always.
+The event loop never decodes a picture and never runs the model. What waits is small: the engine's
+thread decodes a conversation's pictures when its turn has come, so that a full queue holds files, not pixels. Every
+request is counted once at the door and once at its end, so that the sum in `Counts` always holds.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from pipelines.serving.contract import ChatEngine, Completion, Job, Prompt, PromptError, Sampling
+from pipelines.serving.counts import Counts
 from pipelines.serving.errors import ApiError, bad_request, overloaded, unavailable
+from pipelines.serving.ticket import Ticket
 
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
@@ -25,54 +28,28 @@ _WARM_UP_S = 120.0
 _OURS = 500
 
 
-@dataclass(kw_only=True)
-class Counts:
-    """Requests by what became of them."""
-
-    received: int = 0
-    answered: int = 0
-    refused: int = 0
-    cancelled: int = 0
-    failed: int = 0
-    in_flight: int = 0
-
-
 class Abandoned(Exception):  # noqa: N818 - nothing went wrong: the client left
-    """Ends a job whose client left before the engine came to it."""
+    """Ends a request whose client left before the engine came to it."""
 
 
-class Ticket:
-    """One answer on its way: iterate for its pieces of text, then read `completion`."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Waiting:
+    """A job whose prompt is made when its turn comes; the other fields are those of `Job`."""
 
-    def __init__(self, cancelled: threading.Event) -> None:
-        self._cancelled = cancelled
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[str | Completion | Exception] = asyncio.Queue()
-        self.completion: Completion | None = None
+    prepare: Callable[[], Prompt]
+    sampling: Sampling
+    emit: Callable[[str], None]
+    done: Callable[[Completion | Exception], None]
+    cancelled: threading.Event
 
-    def post(self, event: str | Completion | Exception) -> None:
-        """Hand over an event from the engine's thread."""
-        # RuntimeError: the loop has been closed, so nobody waits for this answer any more.
-        try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
-        except RuntimeError:
-            self.cancel()
-
-    def cancel(self) -> None:
-        """Let the engine stop at its next token; harmless after the end."""
-        self._cancelled.set()
-
-    async def pieces(self) -> AsyncIterator[str]:
-        """The answer's text, piece by piece.
+    def job(self) -> Job:
+        """The job itself.
 
         Raises:
-            ApiError: what refused or failed the job.
+            ApiError: what `prepare` refuses.
         """
-        while not isinstance(event := await self._events.get(), Completion):
-            if isinstance(event, Exception):
-                raise event
-            yield event
-        self.completion = event
+        prompt = self.prepare()
+        return Job(prompt=prompt, sampling=self.sampling, emit=self.emit, done=self.done, cancelled=self.cancelled)
 
 
 class ChatService:
@@ -86,7 +63,7 @@ class ChatService:
     def __init__(self, engine: ChatEngine, *, max_queued: int) -> None:
         self._engine = engine
         self.limit = max_queued + engine.batch_limit
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._intake = ThreadPoolExecutor(max_workers=2, thread_name_prefix="intake")
         self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -107,8 +84,10 @@ class ChatService:
         """
         ended: queue.SimpleQueue[Completion | Exception] = queue.SimpleQueue()
         sampling = Sampling(max_new_tokens=4)
-        job = Job(prompt=prompt, sampling=sampling, emit=_ignore, done=ended.put, cancelled=threading.Event())
-        self._jobs.put(job)
+        never = threading.Event()
+        self._jobs.put(
+            _Waiting(prepare=lambda: prompt, sampling=sampling, emit=_ignore, done=ended.put, cancelled=never)
+        )
         try:
             outcome = ended.get(timeout=timeout_s)
         except queue.Empty:
@@ -128,7 +107,7 @@ class ChatService:
         self._enter()
         try:
             yield
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, Abandoned):
             self._leave("cancelled")
             raise
         except ApiError as error:
@@ -142,8 +121,24 @@ class ChatService:
         """Run slow intake work in the intake threads."""
         return await asyncio.get_running_loop().run_in_executor(self._intake, task)
 
-    def submit(self, prompt: Prompt, sampling: Sampling) -> Ticket:
-        """Queue a job; the last act inside `admission`, whose place it takes over."""
+    def check(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse what the model cannot take, before it waits; may take a moment, so keep it off the event loop.
+
+        Raises:
+            ApiError: 400, in the engine's words.
+        """
+        try:
+            self._engine.check(messages)
+        except PromptError as error:
+            raise _told(error) from error
+
+    def submit(self, prepare: Callable[[], Prompt], sampling: Sampling) -> Ticket:
+        """Queue a job; the last act inside `admission`, whose place it takes over.
+
+        Args:
+            prepare: makes the prompt, in the engine's thread when its turn has come; an `ApiError` refuses the job.
+            sampling: how to draw the answer.
+        """
         ticket = Ticket(cancelled := threading.Event())
         ended = threading.Event()
 
@@ -153,8 +148,13 @@ class ChatService:
                 self._leave(_fate(outcome))
                 ticket.post(outcome if isinstance(outcome, Completion) else _told(outcome))
 
-        self._jobs.put(Job(prompt=prompt, sampling=sampling, emit=ticket.post, done=done, cancelled=cancelled))
+        self._jobs.put(_Waiting(prepare=prepare, sampling=sampling, emit=ticket.post, done=done, cancelled=cancelled))
         return ticket
+
+    def counted(self) -> Counts:
+        """The counts of one moment."""
+        with self._lock:
+            return replace(self.counts)
 
     def close(self) -> None:
         """Stop the engine's thread after what is queued."""
@@ -176,10 +176,10 @@ class ChatService:
             setattr(self.counts, fate, getattr(self.counts, fate) + 1)
 
     def _work(self) -> None:
-        while jobs := self._next_batch():
-            self._run(jobs)
+        while batch := self._next_batch():
+            self._run(batch)
 
-    def _next_batch(self) -> list[Job]:
+    def _next_batch(self) -> list[_Waiting]:
         """Wait for a job and take what else is there; empty when the service was closed."""
         batch = [self._jobs.get()]
         with suppress(queue.Empty):
@@ -190,13 +190,16 @@ class ChatService:
             self._jobs.put(None)  # answer these first, then stop
         return jobs
 
-    def _run(self, jobs: list[Job]) -> None:
-        wanted = []
-        for job in jobs:
-            if job.cancelled.is_set():
-                job.done(Abandoned())
-            else:
-                wanted.append(job)
+    def _run(self, batch: list[_Waiting]) -> None:
+        wanted: list[Job] = []
+        for waiting in batch:
+            if waiting.cancelled.is_set():
+                waiting.done(Abandoned())
+                continue
+            try:
+                wanted.append(waiting.job())
+            except Exception as error:  # noqa: BLE001 - a picture that cannot be decoded belongs to this job alone
+                waiting.done(error)
         try:
             self._engine.run(wanted)
         except Exception as error:  # noqa: BLE001 - the thread must outlive any batch; `done` tells and logs
@@ -207,7 +210,7 @@ class ChatService:
 def _fate(outcome: Completion | Exception) -> str:
     if isinstance(outcome, Abandoned):
         return "cancelled"
-    if isinstance(outcome, PromptError):
+    if isinstance(outcome, PromptError) or (isinstance(outcome, ApiError) and outcome.status < _OURS):
         return "refused"
     if isinstance(outcome, Exception):
         return "failed"
@@ -216,6 +219,8 @@ def _fate(outcome: Completion | Exception) -> str:
 
 def _told(error: Exception) -> ApiError:
     """What the client hears of an engine's exception: a prompt's fault in full, ours without its inside."""
+    if isinstance(error, ApiError):
+        return error
     if isinstance(error, PromptError):
         return bad_request(str(error), code="invalid_prompt", param="messages")
     if not isinstance(error, Abandoned):

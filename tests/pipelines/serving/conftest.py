@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.serving.contract import Completion, Job, Prompt, VisualUsage
+from pipelines.serving.contract import Completion, Job, Prompt, PromptError, VisualUsage
 from pipelines.serving.service import ChatService
 
 WEIGHTS = {"resampler": 0.25, "window_pool": 0.0, "prune": 0.75}
@@ -27,9 +27,15 @@ class ScriptedEngine:
         self.fails_at: int | None = None
         self.error: Exception = RuntimeError("secret inside")
         self.gate: threading.Semaphore | None = None
+        self.checked: list[str] = []
         self.batches: list[list[Job]] = []
         self.ended: list[Completion] = []
         self.progressed = threading.Semaphore(0)
+
+    def check(self, messages: Sequence[Any]) -> None:
+        self.checked.append(threading.current_thread().name)
+        if any("too long" in part.get("text", "") for turn in messages for part in turn["content"]):
+            raise PromptError("The conversation is too long: shorten it.")
 
     def run(self, jobs: Sequence[Job]) -> None:
         self.batches.append(list(jobs))

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,9 +16,11 @@ from PIL import Image
 
 from pipelines.serving.app import create_app, key_digest
 from pipelines.serving.contract import Prompt, PromptError
-from pipelines.serving.conversation import prompt_of
+from pipelines.serving.conversation import draft_of
+from pipelines.serving.counts import Counts
+from pipelines.serving.images import Picture
 from pipelines.serving.recipe import ServeRecipe
-from pipelines.serving.service import ChatService, Counts
+from pipelines.serving.service import ChatService
 
 KEY = "correct-horse-battery"
 RECIPE = ServeRecipe(checkpoint="run/best", max_body_bytes=5000, max_image_bytes=2000, max_pixels=5000)
@@ -101,7 +105,7 @@ def test_the_engine_gets_what_was_asked(client: TestClient, engine: Any) -> None
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer wrong", f"Basic {KEY}", KEY, f"Bearer {KEY}x", "Bearer é"]
 )
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/best", CHAT])
+@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/v1/models/best", CHAT])
 def test_nobody_comes_in_without_the_key(app: FastAPI, engine: Any, header: str | None, path: str) -> None:
     headers = {} if header is None else {"Authorization": header.encode()}
     with TestClient(app) as client:
@@ -176,6 +180,20 @@ def test_a_body_over_the_cap_is_refused_announced_or_not(client: TestClient, ser
     assert service.counts == Counts(received=3, refused=3)
 
 
+def test_a_body_that_stalls_is_408_and_gives_its_place_back(service: ChatService) -> None:
+    async def scene() -> None:
+        app = create_app(service, replace(RECIPE, body_timeout_s=0.05), None)
+        stalled = [asyncio.create_task(response_of(app, b"{", more_body=True)) for _ in range(service.limit)]
+        for sent in await asyncio.gather(*stalled):
+            assert sent[0]["status"] == 408
+            assert (b"connection", b"close") in sent[0]["headers"]
+            assert json.loads(sent[1]["body"])["error"]["code"] == "request_timeout"
+        assert service.counts == Counts(received=service.limit, refused=service.limit)
+        assert (await response_of(app, json.dumps(HELLO).encode()))[0]["status"] == 200
+
+    asyncio.run(asyncio.wait_for(scene(), 20))
+
+
 def test_a_picture_by_address_is_refused_with_the_way_out(client: TestClient, engine: Any) -> None:
     error = error_of(client.post(CHAT, json=with_picture("https://example.org/a.png")), 400)
     assert error["code"] == "unsupported_image_url"
@@ -189,17 +207,87 @@ def test_more_pictures_than_allowed_are_refused(client: TestClient, data_url: Ca
     assert error_of(client.post(CHAT, json=body), 400)["code"] == "too_many_images"
 
 
-def test_pictures_are_decoded_off_the_event_loop(client: TestClient, data_url: Callable[..., str]) -> None:
-    threads = []
+def test_pictures_are_read_off_the_event_loop_and_decoded_one_at_a_time_by_the_engines_thread(
+    service: ChatService, engine: Any, data_url: Callable[..., str]
+) -> None:
+    read, decoded, drafts = [], [], threading.Semaphore(0)
+    decode = Picture.decode
 
-    def seen(*arguments: Any) -> Any:
-        threads.append(threading.current_thread().name)
-        return prompt_of(*arguments)
+    def drafted(*arguments: Any) -> Any:
+        read.append(threading.current_thread().name.partition("_")[0])
+        draft = draft_of(*arguments)
+        drafts.release()
+        return draft
 
+    def seen(picture: Picture) -> Image.Image:
+        decoded.append(threading.current_thread().name)
+        return decode(picture)
+
+    async def scene() -> None:
+        app = create_app(service, RECIPE, None)
+        body = json.dumps(with_picture(data_url(Image.new("RGB", (20, 20))))).encode()
+        asking = [asyncio.create_task(response_of(app, body)) for _ in range(service.limit)]
+        for _ in asking:
+            assert await asyncio.to_thread(drafts.acquire, timeout=20)
+        assert await asyncio.to_thread(engine.progressed.acquire, timeout=20)
+        assert decoded == ["engine"]
+        engine.gate.release(100)
+        assert [sent[0]["status"] for sent in await asyncio.gather(*asking)] == [200] * service.limit
+
+    engine.gate = threading.Semaphore(0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.serving.app.prompt_of", seen)
-        assert client.post(CHAT, json=with_picture(data_url(Image.new("RGB", (20, 20))))).status_code == 200
-    assert [name.partition("_")[0] for name in threads] == ["intake"]
+        patch.setattr("pipelines.serving.app.draft_of", drafted)
+        patch.setattr(Picture, "decode", seen)
+        asyncio.run(asyncio.wait_for(scene(), 20))
+    assert read == ["intake"] * service.limit
+    assert decoded == ["engine"] * service.limit
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_picture_damaged_behind_its_header_is_a_400(
+    client: TestClient, service: ChatService, engine: Any, data_url: Callable[..., str], stream: bool
+) -> None:
+    whole = base64.b64decode(data_url(Image.effect_noise((40, 40), 80)).partition(",")[2])
+    response = client.post(CHAT, json={**with_picture(data_url(whole[: len(whole) // 2])), "stream": stream})
+    error = error_of(response, 400)
+    assert (error["code"], error["param"]) == ("invalid_image", "messages.0.content.0.image_url")
+    assert not engine.jobs
+    assert service.counts == Counts(received=1, refused=1)
+
+
+def test_what_the_model_cannot_take_is_refused_before_it_waits(
+    client: TestClient, service: ChatService, engine: Any
+) -> None:
+    error = error_of(client.post(CHAT, json={**HELLO, "messages": [{"role": "user", "content": "too long"}]}), 400)
+    assert (error["code"], error["param"]) == ("invalid_prompt", "messages")
+    assert [name.partition("_")[0] for name in engine.checked] == ["intake"]
+    assert not engine.batches
+    assert service.counts == Counts(received=1, refused=1)
+
+
+def test_the_counts_are_shown_to_prometheus(client: TestClient) -> None:
+    assert client.post(CHAT, json=HELLO).status_code == 200
+    assert client.post(CHAT, json={**HELLO, "n": 2}).status_code == 400
+    shown = client.get("/metrics")
+    assert shown.headers["content-type"].startswith("text/plain; version=0.0.4")
+    samples = dict(re.findall(r'^qmop_requests_ended_total{end="(\w+)".*} (.*)$', shown.text, re.MULTILINE))
+    assert samples == {"answered": "1.0", "refused": "1.0", "cancelled": "0.0", "failed": "0.0"}
+
+
+def test_a_client_that_leaves_before_its_body_has_come_is_no_failure(service: ChatService) -> None:
+    async def scene() -> None:
+        messages = [{"type": "http.disconnect"}, {"type": "http.request", "body": b"{", "more_body": True}]
+
+        async def receive() -> Any:
+            return messages.pop()
+
+        async def send(message: Any) -> None:
+            assert message.get("status", 499) == 499
+
+        await create_app(service, RECIPE, None)(scope(), receive, send)
+
+    asyncio.run(scene())
+    assert service.counted() == Counts(received=1, cancelled=1)
 
 
 def test_a_full_queue_is_429_and_counted(client: TestClient, service: ChatService, engine: Any) -> None:
@@ -278,6 +366,20 @@ def scope(**changes: Any) -> dict[str, Any]:
         "server": ("127.0.0.1", 2),
         **changes,
     }
+
+
+async def response_of(app: FastAPI, body: bytes, *, more_body: bool = False) -> list[Any]:
+    """What is sent to a client that stays: start and body."""
+    messages, sent = [{"type": "http.request", "body": body, "more_body": more_body}], []
+
+    async def receive() -> Any:
+        return messages.pop() if messages else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope(), receive, send)
+    return sent
 
 
 @pytest.mark.parametrize("stream", [False, True])

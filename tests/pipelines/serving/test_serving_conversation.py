@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipelines.serving.conversation import prompt_of, sampling_of
+from pipelines.serving.conversation import draft_of, sampling_of
 from pipelines.serving.errors import ApiError
 from pipelines.serving.images import ImageLimits
 from pipelines.serving.protocol import ChatRequest
@@ -36,7 +36,7 @@ def test_pictures_keep_their_places_and_the_last_question_guides(data_url: Calla
         {"role": "assistant", "content": "a square"},
         user("and", blue, "that"),
     )
-    prompt = prompt_of(asked, LIMITS, max_images=2)
+    prompt = draft_of(asked, LIMITS, max_images=2).prompt()
     assert [message["role"] for message in prompt.messages] == ["system", "user", "assistant", "user"]
     assert prompt.messages[3]["content"] == [
         {"type": "text", "text": "and"},
@@ -50,13 +50,13 @@ def test_pictures_keep_their_places_and_the_last_question_guides(data_url: Calla
 def test_a_faulty_picture_is_named_by_its_place(data_url: Callable[..., str]) -> None:
     fine = data_url(Image.new("RGB", (8, 8)))
     with pytest.raises(ApiError) as caught:
-        prompt_of(request(user(fine, "look"), user("x", "data:image/png;base64,AAAA")), LIMITS, max_images=2)
+        draft_of(request(user(fine, "look"), user("x", "data:image/png;base64,AAAA")), LIMITS, max_images=2)
     assert caught.value.param == "messages.1.content.1.image_url"
 
 
 def test_too_many_pictures_are_refused_before_any_is_decoded() -> None:
     with pytest.raises(ApiError, match="holds 2 images, but at most 1") as caught:
-        prompt_of(request(user("data:broken", "data:broken", "look")), LIMITS, max_images=1)
+        draft_of(request(user("data:broken", "data:broken", "look")), LIMITS, max_images=1)
     assert caught.value.code == "too_many_images"
 
 
@@ -71,7 +71,7 @@ def test_too_many_pictures_are_refused_before_any_is_decoded() -> None:
 )
 def test_a_conversation_that_asks_nothing_is_refused(messages: list[dict[str, Any]], param: str) -> None:
     with pytest.raises(ApiError) as caught:
-        prompt_of(request(*messages), LIMITS, max_images=1)
+        draft_of(request(*messages), LIMITS, max_images=1)
     assert caught.value.param == param
 
 

@@ -94,6 +94,13 @@ def test_a_narrow_nucleus_is_greedy(qmop: QMoPEngine, picture: Image.Image) -> N
     assert ask(qmop, prompt(picture), temperature=1.0, top_p=1e-6)[0] == ask(qmop, prompt(picture))[0]
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 1e-40, 1e-6, 1e-5])
+def test_a_temperature_too_small_to_divide_by_is_greedy(
+    qmop: QMoPEngine, picture: Image.Image, temperature: float
+) -> None:
+    assert ask(qmop, prompt(picture), temperature=temperature)[0] == ask(qmop, prompt(picture))[0]
+
+
 def test_an_answer_ends_at_its_cap_or_before_a_stop_text(qmop: QMoPEngine, picture: Image.Image) -> None:
     whole, end = ask(qmop, prompt(picture), temperature=1.0, seed=1, max_new_tokens=12)
     assert (end.finish_reason, end.completion_tokens) == ("length", 12)
@@ -118,11 +125,8 @@ def test_the_end_token_ends_the_answer_and_is_not_shown(qmop: QMoPEngine, pictur
 
 @pytest.mark.parametrize("token", ["<image>", "<assistant>", "</s>"])
 def test_text_cannot_smuggle_in_what_steers_the_model(qmop: QMoPEngine, picture: Image.Image, token: str) -> None:
-    made, pieces, ends = job(prompt(picture, text=f"hello {token} there"))
-    qmop.run([made])
-    assert isinstance(ends[0], PromptError)
-    assert token in str(ends[0])
-    assert not pieces
+    with pytest.raises(PromptError, match=token):
+        qmop.check(prompt(picture, text=f"hello {token} there").messages)
 
 
 def test_a_conversation_longer_than_the_model_reads_is_refused(qmop: QMoPEngine) -> None:
@@ -130,6 +134,15 @@ def test_a_conversation_longer_than_the_model_reads_is_refused(qmop: QMoPEngine)
     qmop.run([made])
     assert isinstance(ends[0], PromptError)
     assert "1024" in str(ends[0])
+
+
+def test_a_text_far_beyond_the_context_is_refused_without_being_tokenized(qmop: QMoPEngine) -> None:
+    fits = "hi " * (32 * 1024 // 3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(qmop._processor.tokenizer), "_encode_plus", None)
+        qmop.check(prompt(text=fits).messages)
+        with pytest.raises(PromptError, match=r"has 32769 characters, but at most 32768 .* 1024 tokens: shorten it"):
+            qmop.check([*prompt(text=fits).messages, *prompt(text="x" * 3).messages])
 
 
 def test_an_answer_has_no_more_room_than_the_context_leaves(qmop: QMoPEngine) -> None:
@@ -147,7 +160,7 @@ def test_a_cancelled_answer_stops_at_once(qmop: QMoPEngine, picture: Image.Image
 
 
 def test_one_faulty_job_does_not_touch_the_next(qmop: QMoPEngine, picture: Image.Image) -> None:
-    bad, fine = job(prompt(text="<image>")), job(prompt(picture))
+    bad, fine = job(prompt(text="hello " * 1100)), job(prompt(picture))
     qmop.run([bad[0], fine[0]])
     assert isinstance(bad[2][0], PromptError)
     assert isinstance(fine[2][0], Completion)

@@ -15,10 +15,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipelines.serving.errors import ApiError
-from pipelines.serving.images import ImageLimits, decode_data_url
+from pipelines.serving.images import ImageLimits, read_data_url
 
 LIMITS = ImageLimits(max_bytes=100_000, max_pixels=50_000)
 Encode = Callable[..., str]
+
+
+def decode_data_url(url: str, limits: ImageLimits, param: str | None = None) -> Image.Image:
+    return read_data_url(url, limits, param).decode()
 
 
 def refusal(url: str, limits: ImageLimits = LIMITS) -> ApiError:
@@ -142,6 +146,19 @@ def test_a_sliver_that_resizing_would_blow_up_is_refused(data_url: Encode) -> No
 def test_an_animation_is_refused(data_url: Encode, kind: str) -> None:
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
     assert "animated" in refusal(data_url(frames[0], kind, save_all=True, append_images=frames[1:])).message
+
+
+def test_a_picture_waits_encoded_and_is_refused_when_it_is_decoded_if_it_is_damaged_behind_its_header(
+    data_url: Encode,
+) -> None:
+    whole = BytesIO()
+    Image.effect_noise((200, 200), 80).save(whole, "png")
+    cut = whole.getvalue()[:3000]
+    waiting = read_data_url(data_url(cut), LIMITS, "messages.0")
+    assert waiting.data == cut
+    with pytest.raises(ApiError, match="not a readable png file") as caught:
+        waiting.decode()
+    assert (caught.value.status, caught.value.param) == (400, "messages.0")
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])

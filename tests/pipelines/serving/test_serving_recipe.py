@@ -15,6 +15,8 @@ from pipelines.serving.recipe import ServeRecipe, is_loopback
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"max_pixels": -1}, "max_pixels is -1"),
         ({"max_queued_requests": -1}, "max_queued_requests is -1"),
+        ({"body_timeout_s": 0.0}, "body_timeout_s is 0.0"),
+        ({"body_timeout_s": float("nan")}, "body_timeout_s is nan"),
         ({"num_cpus": 0.0}, "num_cpus is 0.0"),
         ({"num_cpus": float("nan")}, "num_cpus is nan"),
         ({"port": 0}, "port is 0"),

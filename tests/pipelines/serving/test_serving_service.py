@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from pipelines.serving.contract import Prompt, PromptError, Sampling
+from pipelines.serving.counts import Counts
 from pipelines.serving.errors import ApiError
-from pipelines.serving.service import ChatService, Counts, Ticket
+from pipelines.serving.service import Abandoned, ChatService
+from pipelines.serving.ticket import Ticket
 
 PROMPT = Prompt(messages=[], images=[], question="hi")
 SAMPLING = Sampling(max_new_tokens=8)
@@ -17,7 +19,7 @@ SAMPLING = Sampling(max_new_tokens=8)
 
 def admit(service: ChatService) -> Ticket:
     with service.admission():
-        return service.submit(PROMPT, SAMPLING)
+        return service.submit(lambda: PROMPT, SAMPLING)
 
 
 async def text(ticket: Ticket) -> str:
@@ -76,8 +78,9 @@ def test_what_fails_before_the_queue_gives_its_place_back(service: ChatService) 
     for _ in range(service.limit + 1):
         enter(ApiError(400, "bad"))
     enter(asyncio.CancelledError())
+    enter(Abandoned())
     enter(RuntimeError())
-    assert service.counts == Counts(received=6, refused=4, cancelled=1, failed=1)
+    assert service.counted() == Counts(received=7, refused=4, cancelled=2, failed=1)
 
 
 def test_a_cancelled_answer_stops_at_its_next_token(service: ChatService, engine: Any) -> None:
@@ -122,6 +125,36 @@ def test_a_failure_keeps_its_inside_to_itself_and_the_thread_goes_on(service: Ch
         engine.fails_at = None
         assert await text(admit(service)) == "a red circle"
         assert await settled(service) == Counts(received=3, answered=1, refused=1, failed=1)
+
+    asyncio.run(scene())
+
+
+def test_a_prompt_is_made_when_its_turn_has_come_and_not_for_who_has_left(service: ChatService, engine: Any) -> None:
+    async def scene() -> None:
+        made: list[int] = []
+
+        def prepare(number: int) -> Prompt:
+            made.append(number)
+            if number == 2:
+                raise ApiError(400, "The image is damaged.", param="messages")
+            return PROMPT
+
+        def enter(number: int) -> Ticket:
+            with service.admission():
+                return service.submit(lambda: prepare(number), SAMPLING)
+
+        engine.gate = threading.Semaphore(0)
+        tickets = [enter(number) for number in range(3)]
+        await at_work(engine)
+        assert made == [0]
+        tickets[1].cancel()
+        engine.gate.release(100)
+        assert await text(tickets[0]) == "a red circle"
+        with pytest.raises(ApiError, match=r"The image is damaged\.") as caught:
+            await text(tickets[2])
+        assert (caught.value.status, caught.value.param) == (400, "messages")
+        assert await settled(service) == Counts(received=3, answered=1, refused=1, cancelled=1)
+        assert made == [0, 2]
 
     asyncio.run(scene())
 

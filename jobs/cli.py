@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from cluster.failures import JobFailedError
-from jobs.recipes_reader import parse_recipe
 
 JOBS = {
     "prepare": "turn pictures and texts into validated shards",
@@ -28,6 +27,7 @@ JOBS = {
     "quickstart": "all of it at tiny size, from nothing to a served model",
 }
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+OURS = ("cluster", "jobs", "pipelines", "qmop")
 
 
 def usage() -> str:
@@ -73,14 +73,16 @@ def run(argv: list[str]) -> int:
         if traceback:
             raise
         return _complain(f"{error} (--traceback shows where)", FAILED)
-    except (ValueError, OSError) as error:
-        if traceback or _from_a_worker(error):
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+        if traceback or _not_the_users(error):
             raise
-        return _complain(str(error))
+        return _complain(_missing(name, error) if isinstance(error, ModuleNotFoundError) else str(error))
 
 
 def _run_job(name: str, rest: list[str]) -> int:
     print(f"qmop {name}: starting", file=sys.stderr)  # noqa: T201 - importing the frameworks takes some seconds
+    from jobs.recipes_reader import parse_recipe  # noqa: PLC0415 - the library may be installed without what it needs
+
     job: ModuleType = importlib.import_module(f"jobs.{name.rsplit(maxsplit=1)[-1]}")
     recipe = parse_recipe(f"qmop {name}", job.__doc__ or "", job.RECIPE, rest)
     from cluster.progress import Progress  # noqa: PLC0415 - `qmop --help` needs none of it
@@ -88,9 +90,15 @@ def _run_job(name: str, rest: list[str]) -> int:
     return int(job.run(recipe, Progress()))
 
 
-def _from_a_worker(error: Exception) -> bool:
-    """Errors of remote processes are ours to explain, not the user's: Ray makes them look like the original's type."""
-    return type(error).__module__.startswith("ray.")
+def _not_the_users(error: Exception) -> bool:
+    """Errors of remote processes, which Ray makes look like the original's type, and a missing file of our own."""
+    if type(error).__module__.startswith("ray."):
+        return True
+    return isinstance(error, ModuleNotFoundError) and (not error.name or error.name.partition(".")[0] in OURS)
+
+
+def _missing(name: str, error: ModuleNotFoundError) -> str:
+    return f"qmop {name} needs {error.name}, which is not installed: pip install 'qmop[pipeline]'"
 
 
 def _complain(sentence: str, code: int = MISTAKE) -> int:

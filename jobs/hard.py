@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cluster.bounds import require_at_least
 from cluster.progress import Progress
 from cluster.storage import join, write_atomic
 from pipelines.evaluation.store import read_index
 from qmop.vtcbench.hard_subset import hard_rows, hard_table, split
-from qmop.vtcbench.records import Record
+from qmop.vtcbench.records import Record, require_label
 
 TABLE = "hard.md"
 
@@ -31,6 +32,9 @@ class HardRecipe:
     output: str | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require_at_least(self, 0, "seed")
+
 
 RECIPE = HardRecipe
 
@@ -49,8 +53,5 @@ def run(recipe: HardRecipe, progress: Progress) -> int:
 
 
 def _of(records: list[Record], label: str, store: str) -> list[Record]:
-    found = [record for record in records if record.label == label]
-    if not found:
-        known = ", ".join(sorted({record.label for record in records}))
-        raise ValueError(f"reference is {label!r}, but {store} holds records of {known} alone: name one of them")
-    return found
+    require_label("reference", label, records, store)
+    return [record for record in records if record.label == label]

@@ -12,7 +12,7 @@ from PIL import Image
 from cluster.progress import Progress
 from cluster.storage import exists, join, read_bytes
 from pipelines.corpus.images import decode_image
-from pipelines.evaluation.store import INDEX
+from pipelines.evaluation.store import index_of
 from pipelines.evaluation.units import facts_of
 from pipelines.training.exports import CARD, local_copy, read_card
 from qmop.configuration_qmop import QMoPConfig
@@ -43,7 +43,7 @@ def checkpoints_of(store: str, records: Iterable[Record], progress: Progress) ->
     """Where the checkpoint of each label lies, as far as it is still there and still the one that answered."""
     digests = {record.label: record.checkpoint for record in records}
     found: dict[str, str] = {}
-    for unit in json.loads(read_bytes(join(store, INDEX)))["units"]:
+    for unit in index_of(store)["units"]:
         if len(found) == len(digests):
             break
         facts = facts_of(unit, store)

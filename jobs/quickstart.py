@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from cluster.bounds import require_at_least
 from cluster.ports import free_port, require_port
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
@@ -62,6 +63,10 @@ class QuickstartRecipe:
     keep_serving: bool = False
     corpus_seed: int = 2
     ray: RaySettings = field(default_factory=RaySettings)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, 1, "samples", "tokens")
+        require_at_least(self, 0, "corpus_seed")
 
 
 RECIPE = QuickstartRecipe

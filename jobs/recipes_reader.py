@@ -90,7 +90,7 @@ def _spelled_out(argv: list[str], known: dict[str, Any]) -> list[str]:
         kind = known.get(name[2:])
         if kind is bool and not equals and (not values or values[0].lower() not in _BOOLS):
             values.insert(0, "true")
-        if get_origin(kind) is list and values and not values[0].startswith("["):
+        if get_origin(kind) in (list, tuple) and values and not values[0].startswith("["):
             values = [json.dumps(values)]
         if name == "--config" and values:
             values[0] = _shipped_or_file(values[0])

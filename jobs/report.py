@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from cluster.bounds import require_at_least
 from cluster.progress import Progress
 from cluster.storage import join, read_bytes, write_atomic
 from jobs.inspection import Inspected, checkpoints_of, costs_of, inspect
 from pipelines.evaluation.store import read_index
-from qmop.vtcbench.records import Record
+from qmop.vtcbench.records import Record, require_label
 from qmop.vtcbench.report import (
     Report,
     pick_samples,
@@ -54,7 +55,7 @@ class ReportRecipe:
     def __post_init__(self) -> None:
         """Refuse what cannot work, with a ValueError that names the field."""
         require_at_least(self, 1, "rounds")
-        require_at_least(self, 0, "samples")
+        require_at_least(self, 0, "samples", "seed")
 
 
 RECIPE = ReportRecipe
@@ -69,6 +70,11 @@ def run(recipe: ReportRecipe, progress: Progress) -> int:
 def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
     """Write every form of the report and return it; `report.html` is the page for people."""
     records, suite = read_index(recipe.results)
+    for field, usual in (("reference", ReportRecipe.reference), ("blind", ReportRecipe.blind)):
+        if (
+            label := getattr(recipe, field)
+        ) != usual:  # the usual ones may be missing: then nothing is told against them
+            require_label(field, label, records, recipe.results)
     folder = recipe.output or recipe.results
     pictures = _pictures(suite, records)
     samples = pick_samples(records, pictures, recipe.samples)
@@ -100,9 +106,15 @@ def _harness_files(report: Report, records: list[Record]) -> dict[str, str]:
     files: dict[str, str] = {}
     for row in report.rows:
         results, lines = to_lmms_eval(report, records, row.label)
-        home = f"lmms_eval/{row.label.replace('/', '_')}"
+        home = f"lmms_eval/{_folder_of(row.label)}"
         files |= {f"{home}/results.json": json.dumps(results, indent=1), f"{home}/samples.jsonl": lines}
     return files
+
+
+def _folder_of(label: str) -> str:
+    """A label as a single folder name that no other label has: what no name may hold is written as in a URL."""
+    name = quote(label, safe=" =+,@")
+    return name.replace(".", "%2E") if not name.strip(".") else name
 
 
 def _asked(records: list[Record], pictures: dict[str, bytes]) -> list[tuple[bytes, str]]:

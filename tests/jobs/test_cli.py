@@ -27,6 +27,15 @@ def test_an_unknown_job_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'trian'" in complaint(capsys, "trian")
 
 
+def test_what_the_library_alone_does_not_bring_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "jobs.recipes_reader", raising=False)
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    said = complaint(capsys, "report", "--results", "x")
+    assert said == "qmop: qmop report needs jsonargparse, which is not installed: pip install 'qmop[pipeline]'"
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
@@ -88,3 +97,14 @@ def test_a_job_that_fails_says_why_in_one_sentence(
     assert capsys.readouterr().err == "qmop: train stopped: rank 2 ran out of memory (--traceback shows where)\n"
     with pytest.raises(JobFailedError):
         cli.run(["train", "--traceback"])
+
+
+def test_a_module_that_a_worker_lacks_is_not_told_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = type("RayTaskError", (ModuleNotFoundError,), {"__module__": "ray.exceptions"})
+
+    def fail(*_: object) -> int:
+        raise remote("No module named 'foo'")
+
+    monkeypatch.setattr(cli, "_run_job", fail)
+    with pytest.raises(ModuleNotFoundError, match="foo"):
+        cli.run(["report"])

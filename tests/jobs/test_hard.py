@@ -50,3 +50,8 @@ def test_a_store_without_the_reference_is_named(stores: tuple[str, str], capsys:
 
     assert cli.run(["report", "hard", "--results", full, "--downsampled", small, "--reference", "qmop"]) == cli.MISTAKE
     assert f"reference is 'qmop', but {small} holds records of uncompressed alone" in capsys.readouterr().err
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed is -1, but it must be at least 0"):
+        hard.HardRecipe(results="r", downsampled="d", seed=-1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from jobs.quickstart import QuickstartRecipe
 from tests.fixtures.other_cluster import Other, environment
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
@@ -61,3 +62,10 @@ def test_everything_runs_beside_another_cluster_without_a_compiler_and_again(oth
 def _is_ours(process: psutil.Process, parent: int) -> bool:
     """Whether a process that the quickstart started is still there: none may outlive it."""
     return process.info["ppid"] == parent and "ray" in process.info["name"]
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 0}, {"tokens": 0}, {"corpus_seed": -1}])
+def test_a_number_out_of_range_is_refused_before_anything_runs(wrong: dict[str, int]) -> None:
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} is {value}, but it must be at least"):
+        QuickstartRecipe(**wrong)  # type: ignore[arg-type]

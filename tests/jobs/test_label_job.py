@@ -18,7 +18,7 @@ from qmop.vtcbench.natural.labels import read_labels
 from tests.fixtures.openai_judge import JudgeServer, Reply, judge_server, refusal, verdict
 from tests.qmop.vtcbench.natural.copies import mme_rows, mmstar_rows, parquet
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.pipeline
 
 
 @pytest.fixture

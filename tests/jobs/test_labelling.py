@@ -17,7 +17,7 @@ from qmop.vtcbench.natural.samples import Sample
 from tests.fixtures.openai_judge import JudgeServer, Reply, completion, judge_server, refusal, verdict
 from tests.qmop.vtcbench.natural.copies import picture
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(60)]
+pytestmark = pytest.mark.pipeline
 
 SAMPLE = Sample(
     source="gqa", id="7", question="Who?\nAnswer.", answers=("she", "she", "her"), task="gqa", scorer="exact_match",

@@ -1,8 +1,9 @@
-"""The main job at its smallest, beside another cluster of the same user, and once more without a compiler."""
+"""The main job at its smallest, beside another cluster of the same user and without a compiler; and once more."""
 
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -11,7 +12,7 @@ import pytest
 from jobs.quickstart import QuickstartRecipe
 from tests.fixtures.other_cluster import Other, environment
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.pipeline
 
 SMALL = ["--samples", "200", "--suite.count", "50", "--suite.items_per_shard", "25"]
 SMALL += ["--train.align.steps", "2", "--train.tune.steps", "4", "--train.log_every", "2", "--train.workers", "1"]
@@ -20,7 +21,7 @@ SMALL += ["--train.align.steps", "2", "--train.tune.steps", "4", "--train.log_ev
 def quickstart(output: Path, home: Path, path: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "jobs.cli", "quickstart", "--output", str(output), *SMALL]
     settings = environment(home, PATH=path)
-    return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=380, check=False)
+    return subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
 
 
 def without_compilers(folder: Path) -> str:
@@ -33,30 +34,51 @@ def without_compilers(folder: Path) -> str:
     return str(folder)
 
 
-def test_everything_runs_beside_another_cluster_without_a_compiler_and_again(other: Other, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    path = without_compilers(tmp_path / "bin")
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A run from nothing: where, with what, and what it said."""
+
+    output: Path
+    home: Path
+    path: str
+    first: subprocess.CompletedProcess[str]
+
+
+@pytest.fixture(scope="module")
+def made(other: Other, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """The job has run once, beside a cluster that was there before and is there after."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    (folder / "home").mkdir()
+    path = without_compilers(folder / "bin")
     others = {process.pid for process in psutil.Process(other.pid).children(recursive=True)}
-    first = quickstart(tmp_path / "run", home, path)
+    first = quickstart(folder / "run", folder / "home", path)
+    assert others <= {process.pid for process in psutil.Process(other.pid).children(recursive=True)}
+    return Made(output=folder / "run", home=folder / "home", path=path, first=first)
+
+
+def test_everything_runs_beside_another_cluster_without_a_compiler(made: Made) -> None:
+    first = made.first
     assert first.returncode == 0, first.stderr[-4000:]
     assert "| qmop-16-tune-000004 |" in first.stdout
     assert "| average_pool-16-tune-000002 |" in first.stdout
     assert first.stderr.count("  A: ") == 3
     assert "16 of 144 visual tokens" in first.stderr
-    page = (tmp_path / "run" / "results" / "report.html").read_text()
+    page = (made.output / "results" / "report.html").read_text()
     assert "<svg" in page
     assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )
-    assert not (home / ".ray").exists()
-    again = quickstart(tmp_path / "run", home, path)
+    assert not (made.home / ".ray").exists()
+    left = [p.info["name"] for p in psutil.process_iter(["name", "ppid"]) if _is_ours(p, os.getpid())]
+    assert left == []
+
+
+@pytest.mark.soak
+def test_a_second_run_reuses_what_is_complete(made: Made) -> None:
+    again = quickstart(made.output, made.home, made.path)
     assert again.returncode == 0, again.stderr[-4000:]
     assert again.stderr.count("reusing all") == 3
     assert "0 units to do, 12 reused" in again.stderr
-    assert others <= {process.pid for process in psutil.Process(other.pid).children(recursive=True)}
-    left = [p.info["name"] for p in psutil.process_iter(["name", "ppid"]) if _is_ours(p, os.getpid())]
-    assert left == []
 
 
 def _is_ours(process: psutil.Process, parent: int) -> bool:

@@ -20,7 +20,7 @@ from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.training.states import CARD
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.soak, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.pipeline, pytest.mark.soak]
 
 ROOT, STEPS, LONGEST_S = Path(__file__).parents[2], 400, 200.0
 SMALL = [

@@ -30,7 +30,7 @@ from transformers import (
 
 from qmop import from_llava, load
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.pipeline
 
 LAYERS, VOCABULARY, BLOCK = 2, 32064, 1_000_003
 VISION = CLIPVisionConfig(

@@ -18,7 +18,7 @@ from pipelines.corpus.recipe import PrepareRecipe
 from tests.fixtures.faulty_s3 import KINDS, Faults, faulty_proxy
 from tests.fixtures.s3_server import BUCKET
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.pipeline
 SAMPLES = 60
 
 

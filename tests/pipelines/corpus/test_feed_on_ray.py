@@ -22,7 +22,7 @@ from pipelines.corpus.manifest import Manifest
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.pipeline
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +87,16 @@ def test_parallel_and_lone_preparation_agree(corpus: Manifest, rendered: Callabl
     assert [shard.nsamples for shard in again.shards] == [10] * 10
 
 
-@pytest.mark.parametrize(("world", "micro_batch", "slots"), [(1, 8, 1), (2, 4, 4), (3, 4, 4), (4, 4, 4), (8, 4, 4)])
+@pytest.mark.parametrize(
+    ("world", "micro_batch", "slots"),
+    [
+        (1, 8, 1),
+        pytest.param(2, 4, 4, marks=pytest.mark.soak),
+        (3, 4, 4),
+        pytest.param(4, 4, 4, marks=pytest.mark.soak),
+        (8, 4, 4),
+    ],
+)
 def test_every_number_of_workers_sees_the_same_steps(
     corpus: Manifest, world: int, micro_batch: int, slots: int
 ) -> None:

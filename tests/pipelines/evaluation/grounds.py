@@ -89,7 +89,7 @@ def killed(process: subprocess.Popen[bytes]) -> None:
         processes.end(below, patience_s=10.0)
 
 
-def wait_until(moment: Callable[[], Any], what: str, longest_s: float = 120.0) -> None:
+def wait_until(moment: Callable[[], Any], what: str, longest_s: float = 300.0) -> None:
     """Look until something is so."""
     deadline = time.monotonic() + longest_s
     while not moment():

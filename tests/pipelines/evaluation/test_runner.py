@@ -24,7 +24,7 @@ from pipelines.evaluation.store import read_index, write_index
 from pipelines.evaluation.units import Unit, finished_ids
 from tests.pipelines.evaluation.grounds import UNITS, Ground, judges, killed, quiet, scores, started, wait_until
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.pipeline
 
 
 def behind(class_of: Any) -> Any:
@@ -106,7 +106,7 @@ def test_a_killed_worker_costs_only_its_unit(ground: Ground) -> None:
 
 
 def test_a_worker_killed_during_its_commit_leaves_nothing_half(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted, recipe = ground.undisturbed(), ground.recipe("commit")
+    wanted, recipe = ground.undisturbed(), ground.recipe("commit", workers=1)
     monkeypatch.setattr(scheduler, "Judge", DiesAtItsCommit)
     result = quiet(recipe)
     assert Path(recipe.output, "died").exists()
@@ -132,7 +132,7 @@ def test_a_killed_driver_is_followed_by_the_same_command(ground: Ground) -> None
 
 def test_what_fails_is_named_and_the_rest_stands(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduler, "Judge", Refuses)
-    result = quiet(ground.recipe("refused"))
+    result = quiet(ground.recipe("refused", workers=1))
     assert (result.planned, result.done, result.reused) == (9, 8, 0)
     ((name, why),) = result.failed.items()
     assert name == "average_pool-16-tune-000002 on suite-000001.tar"

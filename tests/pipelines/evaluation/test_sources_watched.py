@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.evaluation.recipe import WatchRecipe
 from pipelines.evaluation.store import read_index
 from pipelines.evaluation.units import facts_of, finished_ids
-from tests.pipelines.evaluation.grounds import UNITS, Ground, killed, scores, started, wait_until
+from tests.pipelines.evaluation.grounds import UNITS, Ground, killed, quiet, scores, started, wait_until
 from tests.pipelines.evaluation.test_discovery import export
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.pipeline
 _COUNTS = re.compile(r"units: (\d+) planned = (\d+) done \+ (\d+) reused \+ (\d+) failed")
 
 
@@ -38,7 +39,7 @@ def test_two_watch_one_folder_while_checkpoints_appear_and_each_unit_is_done_onc
         for step in (1, 2, 3):
             export(ground.folder / "fresh", step, seed=step)
             wait_until(lambda step=step: len(finished_ids(store)) >= 3 * (step - 1) + 1, f"a unit of export {step}")
-        codes = [process.wait(200) for process in both]
+        codes = [process.wait() for process in both]
     finally:
         for process in both:
             killed(process)
@@ -57,14 +58,14 @@ def test_an_end_that_is_asked_for_is_clean_and_lets_others_go_on_at_once(ground:
     try:
         wait_until(lambda: finished_ids(store) or process.poll() is not None, "a first unit")
         process.send_signal(signal.SIGTERM)
-        code = process.wait(120)
+        code = process.wait()
         planned, done, reused, failed = counts(log)
         assert (planned, reused) == (9, 0)
         assert done + failed == 9
         assert code == (1 if failed else 0), log.read_text()
-        process = started(watching(ground, "asked", "run", "--watching.idle_s", "0"), log)
-        assert process.wait(200) == 0, log.read_text()
-        assert counts(log)[1:] == (9 - done, done, 0)
     finally:
         killed(process)
+    watched = WatchRecipe(poll_s=0.2, idle_s=0.0)
+    result = quiet(ground.recipe("asked", watch=True, watching=watched, workers=1))
+    assert (result.done, result.reused, result.failed) == (9 - done, done, {})
     assert scores(store) == ground.undisturbed()

@@ -24,7 +24,7 @@ from pipelines.serving.recipe import ServeRecipe
 from pipelines.serving.serve import Endpoint, deploy, serving
 from qmop.tiny.assemble import tiny_model, tiny_processor
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.pipeline
 
 
 @pytest.fixture(scope="module")

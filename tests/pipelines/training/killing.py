@@ -17,7 +17,7 @@ import pytest
 from cluster.storage import exists, join, list_files, read_bytes
 from pipelines.training.states import CARD
 
-_POLL_S, _LONGEST_S = 0.02, 240.0
+_POLL_S, _LONGEST_S = 0.02, 600.0
 Moment = Callable[[], object]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from pipelines.training.exports import local_copy
 from pipelines.training.trainer import train
 from tests.fixtures.s3_server import BUCKET, variables
 from tests.pipelines.training.grounds import ground_in, tuning
-from tests.pipelines.training.killing import curve, killed, notes, under_way, visible
+from tests.pipelines.training.killing import Moment, curve, killed, notes, under_way, visible
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(400)]
+pytestmark = pytest.mark.pipeline
 STEPS = 9
 
 
@@ -66,26 +66,41 @@ def test_a_run_goes_on_with_other_processes_and_another_zero_stage(
     assert audit(str(run / "ledger" / "tune")).worlds in ((2, 3), (3,))
 
 
-def test_workers_killed_between_and_during_saves_cost_an_interval_each_and_change_nothing(
-    ground: Path, undisturbed: dict[int, tuple[float, ...]], s3_server: str
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param([(under_way, 6, {4, 6})], id="during a save"),
+        pytest.param(
+            [(visible, 2, {2, 4}), (under_way, 6, {4, 6})], id="between saves and during one", marks=pytest.mark.soak
+        ),
+    ],
+)
+def test_workers_that_are_killed_cost_an_interval_each_and_change_nothing(
+    ground: Path,
+    undisturbed: dict[int, tuple[float, ...]],
+    s3_server: str,
+    moments: list[tuple[Callable[[str, str], Moment], int, set[int]]],
 ) -> None:
-    """In S3: all that a run keeps lies in a bucket: states, ledger, exports, notes, and what Ray Train keeps."""
+    """Moments, and the steps from which a run may go on then.
+
+    In S3: all that a run keeps lies in a bucket: states, ledger, exports, notes, and what Ray Train keeps.
+    """
     assert s3_server
-    run = f"s3://{BUCKET}/run"
-    with killed(visible(run, "tune-00000002"), under_way(run, "tune-00000006")) as victims:
+    run = f"s3://{BUCKET}/killed-{len(moments)}"
+    with killed(*(moment(run, f"tune-{step:08d}") for moment, step, _ in moments)) as victims:
         train(tuning(ground, "nothing", output=run, max_failures=2), Progress(stream=io.StringIO()))
-    assert len(victims) == 2
+    assert len(victims) == len(moments)
     assert not (ground / "nothing").exists()
-    first, second = (note["name"] for note in notes(run, "resumed"))
-    assert first in {"tune-00000002", "tune-00000004"}
-    assert second in {"tune-00000004", "tune-00000006"}
+    for note, (_, _, saved) in zip(notes(run, "resumed"), moments, strict=True):
+        assert note["name"] in {f"tune-{step:08d}" for step in saved}
     _require_same(run, undisturbed)
     proof = audit(f"{run}/ledger/tune")
-    assert (proof.steps, proof.samples, proof.attempts) == (STEPS, 12 * STEPS, 3)
+    assert (proof.steps, proof.samples, proof.attempts) == (STEPS, 12 * STEPS, 1 + len(moments))
     with local_copy(f"{run}/checkpoints/qmop-16-tune-{STEPS:06d}") as folder:
         assert qmop.load(folder)[1].visual_tokens == 16
 
 
+@pytest.mark.usefixtures("undisturbed")
 def test_another_recipe_is_refused_with_the_difference_unless_it_is_allowed(ground: Path) -> None:
     asked = tuning(ground, "undisturbed", seed=3)
     with pytest.raises(ValueError, match=r"another recipe \(seed: 0 -> 3\): .* --allow_changes seed$"):

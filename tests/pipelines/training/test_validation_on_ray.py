@@ -28,7 +28,7 @@ from pipelines.training.validation_recipe import ValidationRecipe
 from qmop.vtcbench.summary import summarise
 from tests.pipelines.training.grounds import ground_in
 
-pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.pipeline
 SUITE = SuiteRecipe(seed=77, count=50, items_per_shard=25)
 
 
@@ -130,6 +130,7 @@ def test_exports_are_judged_while_training_goes_on(ground: Path, monkeypatch: py
     assert (again.trained, again.exports, best_of(asked)) == (False, result.exports, found)
 
 
+@pytest.mark.soak
 def test_a_judge_that_fails_costs_a_warning_and_its_time_at_most(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = replace(SUITE, count=25)  # a unit, for each is tried three times
     asked, out = recipe(ground, "unwell", every=3, time_limit_s=2.0, suite=suite), io.StringIO()

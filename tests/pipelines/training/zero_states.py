@@ -1,13 +1,16 @@
-"""One process of the test of states under ZeRO: `python -m tests.pipelines.training.zero_states FOLDER write|read`.
+"""The processes of the test of states under ZeRO: `python -m tests.pipelines.training.zero_states FOLDER`.
 
-RANK, WORLD_SIZE and MASTER_PORT come from the environment. Rank 0 leaves its losses in `FOLDER/<mode>-<world>.json`.
+Two write, then one reads, then three; rank 0 leaves its losses in `FOLDER/<mode>-<world>.json`. The frameworks are
+imported once, before all of them part.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from cluster.ports import free_port
 from pipelines.training.engine import quiet_start
 from pipelines.training.state_files import StateWriter, load_state
 from pipelines.training.states import latest
@@ -110,14 +114,43 @@ def read(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-if __name__ == "__main__":
-    place, mode = Path(sys.argv[1]), sys.argv[2]
-    quiet_start()
-    import deepspeed
+def take_part(folder: Path, mode: str, rank: int, world: int, port: int) -> None:
+    """What one process does."""
+    import deepspeed  # noqa: PLC0415 - see quiet_start
 
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in place.items()}
     torch.set_num_threads(1)
     deepspeed.init_distributed("gloo")
-    losses = {"write": write, "read": read}[mode](place)
-    if dist.get_rank() == 0:
-        (place / f"{mode}-{os.environ['WORLD_SIZE']}.json").write_text(json.dumps(losses))
+    losses = {"write": write, "read": read}[mode](folder)
+    if rank == 0:
+        (folder / f"{mode}-{world}.json").write_text(json.dumps(losses))
     dist.barrier()
+
+
+def together(folder: Path, mode: str, world: int) -> None:
+    """So many processes, to their end; the first that fails ends all.
+
+    Raises:
+        SystemExit: with the first code that is not 0.
+    """
+    port, fork = free_port(), multiprocessing.get_context("fork")
+    started = [fork.Process(target=take_part, args=(folder, mode, rank, world, port)) for rank in range(world)]
+    for process in started:
+        process.start()
+    left = list(started)
+    while left:
+        wait([process.sentinel for process in left])
+        left = [process for process in left if process.exitcode is None]
+        if failed := [process.exitcode for process in started if process.exitcode]:
+            for process in left:
+                process.kill()
+            raise SystemExit(abs(failed[0]))
+
+
+if __name__ == "__main__":
+    quiet_start()
+    import deepspeed  # noqa: F401 - before the processes part
+
+    for task, count in (("write", 2), ("read", 1), ("read", 3)):
+        together(Path(sys.argv[1]), task, count)

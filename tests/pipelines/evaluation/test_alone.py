@@ -1,0 +1,88 @@
+"""A judge beside other work: what it cannot do costs its time limit at most, and is told apart."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from cluster.progress import Progress
+from cluster.session import RaySettings, ray_session
+from pipelines.evaluation import alone
+from pipelines.evaluation.alone import CancelledError, LoneJudge
+from pipelines.evaluation.recipe import EvaluateRecipe, SuiteRecipe
+from tests.pipelines.evaluation.test_discovery import export
+
+pytestmark = pytest.mark.pipeline
+
+
+def unwell() -> Any:
+    """An actor that refuses the first export, dies of the second, and never answers on any other."""
+
+    class Unwell:
+        def __init__(self, *_: object) -> None: ...
+
+        def run(self, unit: Any) -> tuple[int, int]:
+            import os  # noqa: PLC0415 - runs in a worker
+            import time  # noqa: PLC0415
+
+            if unit.candidate.label.endswith("1"):
+                raise RuntimeError("this picture is upside down")
+            if unit.candidate.label.endswith("2"):
+                os._exit(1)
+            time.sleep(600)
+            raise AssertionError
+
+    return ray.remote(Unwell)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Three exports, on a cluster."""
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    for step in (1, 2, 3):
+        export(folder, step)
+    with ray_session(RaySettings(num_cpus=2, object_store_mb=100), Progress(stream=io.StringIO())):
+        yield folder
+
+
+@pytest.fixture
+def judge(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoneJudge:
+    """A judge that is unwell, with two seconds for each export."""
+    monkeypatch.setattr(alone, "Judge", unwell())
+    asked = EvaluateRecipe(
+        checkpoints=[str(run)], output=str(tmp_path), rendered=SuiteRecipe(seed=3, count=8, items_per_shard=8)
+    )
+    progress, cancelled = Progress(stream=io.StringIO()), threading.Event()
+    return LoneJudge(asked, num_cpus=1, num_gpus=0, time_limit_s=2.0, progress=progress, cancelled=cancelled)
+
+
+def checkpoint(run: Path, step: int) -> str:
+    (found,) = (run / "checkpoints").glob(f"*-{step:06d}")
+    return str(found)
+
+
+def test_a_refusal_and_a_death_are_its_callers_to_hear_of(run: Path, judge: LoneJudge) -> None:
+    judge._time_limit_s = 300.0
+    with pytest.raises(RuntimeError, match="this picture is upside down"):
+        judge(checkpoint(run, 1))
+    with pytest.raises(RayActorError):
+        judge(checkpoint(run, 2))
+
+
+def test_it_is_waited_for_no_longer_than_the_limit(run: Path, judge: LoneJudge) -> None:
+    with pytest.raises(TimeoutError, match="it took longer than 2 s, with 0 of 1 units done"):
+        judge(checkpoint(run, 3))
+
+
+def test_who_is_cancelled_does_not_wait(run: Path, judge: LoneJudge) -> None:
+    judge._time_limit_s = 300.0
+    judge._cancelled.set()
+    with pytest.raises(CancelledError):
+        judge(checkpoint(run, 3))

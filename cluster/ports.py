@@ -3,16 +3,43 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
+from pathlib import Path
 
 _LARGEST = 65535
+_FIRST, _USUALLY, _DRAWS = 20_000, 32_768, 50
+"""Ray's workers listen below the first."""
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_DRAWN = random.SystemRandom()
+"""A seeded program would draw the same ports as its neighbour."""
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that was free on ``host`` just now (another process may still take it first)."""
+    """A TCP port that was free on ``host`` just now.
+
+    It lies below those that the system gives to whoever asks for any: between now and the moment in which a server
+    takes it, many connections may be opened, and none of them gets this port.
+    """
+    for port in _below_the_systems():
+        try:
+            require_port(host, port)
+        except ValueError:
+            continue
+        return port
     with _listener(host) as listener:
         listener.bind((host, 0))
         return int(listener.getsockname()[1])
+
+
+def _below_the_systems() -> list[int]:
+    """Some ports that the system gives to nobody by itself, as far as it has any."""
+    try:
+        end = int(_RANGE.read_text().split()[0])
+    except OSError:  # not Linux
+        end = _USUALLY
+    open_to_us = range(_FIRST, end)
+    return _DRAWN.sample(open_to_us, min(_DRAWS, len(open_to_us)))
 
 
 def require_port(host: str, port: int) -> None:

@@ -1,6 +1,7 @@
 """S3 and its look-alikes through s3fs and pyarrow: set up by the usual AWS variables, failing within seconds.
 
-Storage is opened through ``cluster.storage``; this file only holds what is particular to S3.
+Storage is opened through ``cluster.storage``; this file only holds what is particular to S3. Whoever works on local
+paths is spared the third of a second that s3fs and what it stands on take to be imported.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-import aiohttp
 import pyarrow.fs as pafs
-import s3fs
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError  # type: ignore[import-untyped]
+
+if TYPE_CHECKING:
+    import s3fs
 
 _CONNECT_S = 3.0
 _READ_S = 20.0
@@ -57,6 +58,8 @@ def filesystem() -> s3fs.S3FileSystem:
     Raises:
         StorageError: if nothing listens at the endpoint.
     """
+    import s3fs  # noqa: PLC0415
+
     url = endpoint()
     _probe(url)
     fs = s3fs.S3FileSystem(
@@ -151,6 +154,8 @@ def read_versioned(key: str) -> tuple[bytes, str]:
 
 def replace_if_match(key: str, data: bytes, tag: str) -> str | None:
     """See ``cluster.storage``."""
+    from botocore.exceptions import ClientError  # type: ignore[import-untyped]  # noqa: PLC0415
+
     try:
         written = filesystem().pipe_file(key, data, IfMatch=tag)
     except OSError as error:
@@ -169,6 +174,9 @@ def explained(uri: str) -> Iterator[None]:
         FileNotFoundError: if the object, prefix or bucket does not exist.
         StorageError: if credentials are missing or refused, or the endpoint went away, perhaps in mid-sentence.
     """
+    import aiohttp  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError, NoCredentialsError  # noqa: PLC0415
+
     try:
         yield
     except FileNotFoundError as error:

@@ -15,8 +15,9 @@ from qmop.compressors.base import Declaration
 from qmop.compressors.projector import Projector
 from qmop.fitting import IMAGE_INPUTS, fit_words, generate_fitted, take_image_inputs
 from qmop.image_side import ImageSide, Pictures, Questions
-from qmop.in_llm import Once, Reducer, attach_reducer, forward_reduced
+from qmop.in_llm import Reducer, attach_reducer, forward_reduced
 from qmop.modeling_qmop import ImageOutput
+from qmop.reduced_pass import Once
 
 STOCK_IMAGE_INPUTS = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
 """What stock `get_image_features` takes beside the pixels."""

@@ -1,7 +1,6 @@
 """The second insertion point: visual tokens dropped between two layers of the language model.
 
-Shape legend beside that of `features.py`: R prompt rows, L columns of this pass, P columns of earlier passes,
-K columns that go on.
+Shape legend: that of `reduced_pass.py`.
 
 Hooks on the layers of one model instance do the work. Up to layer `compressor.layer` every token is there; the
 attention row of the prompt's last token is recomputed in the layer before (fast attention kernels return none), the
@@ -15,18 +14,16 @@ that copies of a cache know it too; generation without a cache repeats the first
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache, StaticCache
 from transformers.masking_utils import create_causal_mask
 
-from qmop.placeholders import IGNORED
 from qmop.prompt_attention import judge_attention, judges, visible
+from qmop.reduced_pass import Kept, Once, Pass, joined, mask_before, packed, taken
 
 FAMILIES = ("llama", "mistral", "qwen2")
 """Language models whose attention is projections, rotary embeddings and grouped heads, and nothing else."""
@@ -47,62 +44,6 @@ class Selector(Protocol):
 
     def select(self, attention_BN: Tensor) -> Tensor:
         """Indices of the tokens of each image that go on, ascending, `(B, M)`."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What earlier passes left in the caches of the later layers.
-
-    Attributes:
-        columns: how many columns the earlier layers hold for these.
-        length: how many of them the later layers hold.
-        mask_RP: `(R, length)`, true where a column is real; all are when absent.
-    """
-
-    columns: int = 0
-    length: int = 0
-    mask_RP: Tensor | None = None
-
-
-@dataclass
-class Once:
-    """Carries the choice of the first pass of a generation without caches to the passes after it."""
-
-    keep_RL: Tensor | None = None
-
-    def over(self, visual_RL: Tensor) -> Tensor | None:
-        """The choice over rows that have grown since: what is new stays."""
-        if self.keep_RL is None:
-            return None
-        return F.pad(self.keep_RL, (0, visual_RL.shape[1] - self.keep_RL.shape[1]), value=True)
-
-
-@dataclass
-class Pass:
-    """One pass through a reduced language model.
-
-    Attributes:
-        visual_RL: true at visual tokens; absent where there are none to drop.
-        labels_RL: targets, which tell the prompt from its answer.
-        keep_RL: what stays; chosen in the pass unless given.
-        order_RK: the columns that go on, once something was dropped.
-        real_RK: true where such a column is real.
-    """
-
-    visual_RL: Tensor | None = None
-    labels_RL: Tensor | None = None
-    keep_RL: Tensor | None = None
-    order_RK: Tensor | None = None
-    real_RK: Tensor | None = None
-    past: int = 0
-    later: dict[str, Any] = field(default_factory=dict)
-
-    def fit_labels(self, labels_RL: Tensor) -> Tensor:
-        """Labels of the columns that went on, `(R, K)`."""
-        if self.order_RK is None or self.real_RK is None:
-            return labels_RL
-        order = self.order_RK.to(labels_RL.device)
-        return labels_RL.gather(1, order).masked_fill(~self.real_RK.to(labels_RL.device), IGNORED)
 
 
 class Reducer:
@@ -186,16 +127,16 @@ class Reducer:
         if kept.columns > step.past:
             raise ValueError("the cache was cut back into a prompt that tokens were dropped from: begin a new cache")
         seen = visible(kwargs.get("attention_mask"), step.past + width, rows)
-        before = _before(kept, seen, step.past, rows, states_RLD.device)
+        before = mask_before(kept, seen, step.past, rows, states_RLD.device)
         now = None if seen is None else seen[:, step.past :]
         if step.keep_RL is not None:
-            now = _pack(step, now)
-            states_RLD = _take(states_RLD, step.order_RK)
+            now = packed(step, now)
+            states_RLD = taken(states_RLD, step.order_RK)
             step.later["position_embeddings"] = tuple(
-                _take(part.expand(rows, -1, -1), step.order_RK) for part in kwargs["position_embeddings"]
+                taken(part.expand(rows, -1, -1), step.order_RK) for part in kwargs["position_embeddings"]
             )
         lengths = (kept.length + step.past - kept.columns, states_RLD.shape[1])
-        mask = _join(before, now, lengths, rows, states_RLD.device)
+        mask = joined(before, now, lengths, rows, states_RLD.device)
         step.later["attention_mask"] = create_causal_mask(
             self.language_model.config, states_RLD, mask, cache, layer_idx=self.compressor.layer
         )
@@ -203,43 +144,6 @@ class Reducer:
         if step.keep_RL is not None and cache is not None:
             setattr(cache, KEPT, Kept(step.past + width, sum(lengths), mask))
         return states_RLD
-
-
-def _take(states_RLD: Tensor, order_RK: Tensor | None) -> Tensor:
-    assert order_RK is not None, "rows are packed before they are taken"
-    order = order_RK.to(states_RLD.device)
-    return states_RLD.gather(1, order.unsqueeze(-1).expand(-1, -1, states_RLD.shape[-1]))
-
-
-def _pack(step: Pass, now_RL: Tensor | None) -> Tensor | None:
-    """Order the columns that go on to the right of each row; the mask of the packed rows, None if all are real."""
-    assert step.keep_RL is not None, "something was chosen"
-    real_RL = step.keep_RL if now_RL is None else step.keep_RL.to(now_RL.device) & now_RL
-    counts = real_RL.sum(dim=1)
-    longest, shortest = torch.stack([counts.max(), counts.min()]).tolist()
-    step.order_RK = real_RL.int().argsort(dim=1, stable=True)[:, real_RL.shape[1] - longest :]
-    step.real_RK = real_RL.gather(1, step.order_RK)
-    return None if longest == shortest else step.real_RK
-
-
-def _before(kept: Kept, seen: Tensor | None, past: int, rows: int, device: torch.device) -> Tensor | None:
-    """The mask over what the later layers' caches hold, None if all is real."""
-    old = kept.mask_RP
-    if old is not None and len(old) != rows:  # the cache was repeated over the batch since
-        old = old.repeat_interleave(rows // len(old), dim=0)
-    since = None if seen is None else seen[:, kept.columns : past]
-    return _join(old, since, (kept.length, past - kept.columns), rows, device)
-
-
-def _join(
-    left: Tensor | None, right: Tensor | None, lengths: tuple[int, int], rows: int, device: torch.device
-) -> Tensor | None:
-    """Two masks side by side, where an absent one is all true; absent if both are."""
-    if left is None and right is None:
-        return None
-    full = (torch.ones(rows, length, dtype=torch.bool, device=device) for length in lengths)
-    parts = zip((left, right), full, strict=True)
-    return torch.cat([ones if part is None else part.to(device) for part, ones in parts], dim=1)
 
 
 def forward_reduced(model: Any, forward: Any, words: dict[str, Any], once: Once | None = None) -> Any:

@@ -20,7 +20,8 @@ from qmop.feature_cache import CachedFeatures, FeatureCache
 from qmop.features import CompressedTokens, Query, VisualFeatures
 from qmop.fitting import IMAGE_INPUTS, fit_words, generate_fitted
 from qmop.identities import image_digests, module_identity, plain_settings, query_digests
-from qmop.in_llm import Once, attach_reducer, forward_reduced
+from qmop.in_llm import attach_reducer, forward_reduced
+from qmop.reduced_pass import Once
 
 
 @dataclass

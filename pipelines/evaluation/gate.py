@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import Record
-from qmop.vtcbench.report_types import Row
-from qmop.vtcbench.summary import summarise
+
+if TYPE_CHECKING:
+    from qmop.vtcbench.report_types import Row
 
 METRICS = ("micro", "macro", *DIMENSIONS)
 
@@ -44,6 +46,8 @@ def missed(records: Sequence[Record], text: str | None) -> str:
     wanted = parse_gate(text)
     if not wanted:
         return ""
+    from qmop.vtcbench.summary import summarise  # noqa: PLC0415 - scipy, which a recipe does without
+
     rows = summarise(records, resamples=1).rows if records else []
     short = [
         f"{row.label} has {name} {'of no item' if value is None else f'{value:.3f}'}, below {least:g}"

@@ -4,6 +4,7 @@ import socket
 
 import pytest
 
+from cluster import ports
 from cluster.ports import free_port, require_port
 
 
@@ -13,6 +14,15 @@ def test_a_free_port_can_be_required_and_taken() -> None:
     with socket.create_server(("127.0.0.1", port)):
         pass
     require_port("127.0.0.1", port)
+
+
+def test_a_free_port_is_none_that_the_system_gives_away_and_rarely_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = int(ports._RANGE.read_text().split()[0])
+    drawn = [free_port() for _ in range(20)]
+    assert all(20_000 <= port < first for port in drawn)
+    assert len(set(drawn)) > 15
+    monkeypatch.setattr(ports, "_FIRST", first)  # nothing is left below
+    assert free_port() >= first
 
 
 def test_a_port_in_use_is_refused_with_the_way_out() -> None:

@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import DynamicCache, GemmaConfig, MistralConfig, Qwen2Config, StaticCache
 
 from qmop.compressors.fastv import FastV
-from qmop.in_llm import Pass, Reducer, attach_reducer, forward_reduced
+from qmop.in_llm import Reducer, attach_reducer, forward_reduced
 from qmop.placeholders import IGNORED
+from qmop.reduced_pass import Pass
 from qmop.surgery import Compression, compress
 from qmop.tiny.assemble import tiny_model
 from tests.fixtures.stock_llava import PATCHES, enliven, mixed_batch, single, stock_llava, stock_processor, words_config

@@ -90,7 +90,7 @@ def test_parallel_and_lone_preparation_agree(corpus: Manifest, rendered: Callabl
 @pytest.mark.parametrize(
     ("world", "micro_batch", "slots"),
     [
-        (1, 8, 1),
+        pytest.param(1, 8, 1, marks=pytest.mark.soak),
         pytest.param(2, 4, 4, marks=pytest.mark.soak),
         (3, 4, 4),
         pytest.param(4, 4, 4, marks=pytest.mark.soak),
@@ -168,6 +168,7 @@ def test_the_stock_reader_of_ray_reads_our_shards(corpus: Manifest) -> None:
     assert json.loads(rows[0]["json"])["messages"][0]["role"] == "user"
 
 
+@pytest.mark.soak  # as the test of kills does, step by step
 def test_ray_train_hands_each_worker_its_positions(corpus: Manifest, tmp_path: Path) -> None:
     feed = CorpusFeed(corpora=corpus.folder, seed=5, micro_batch=4, slots=2, samples=44, window_shards=3)
 

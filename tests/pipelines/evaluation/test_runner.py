@@ -65,7 +65,7 @@ class Refuses(behind(Judge)):  # type: ignore[misc]
 
 
 def test_units_are_done_once_counted_and_found_again(ground: Ground) -> None:
-    first = ground.recipe("once", checkpoints=[str(ground.folder / "run/checkpoints/*-000001")])
+    first = ground.recipe("once", checkpoints=[str(ground.folder / "run/checkpoints/*-000001")], workers=1)
     alone = quiet(first)
     assert (alone.planned, alone.done, alone.reused, alone.failed, alone.looked) == (3, 3, 0, {}, 0)
     out = io.StringIO()

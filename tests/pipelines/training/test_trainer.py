@@ -193,12 +193,13 @@ def unreadable(ground: Path, base: Path, output: Path, **changes: object) -> Tra
     return recipe(ground, output=str(output), **shared, **changes)
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_samples_without_a_finite_loss_are_skipped(
-    ground: Path, unreadable_word: tuple[Path, str], tmp_path: Path
+    ground: Path, unreadable_word: tuple[Path, str], tmp_path: Path, workers: int
 ) -> None:
     base, word = unreadable_word
     said = io.StringIO()
-    result = train(unreadable(ground, base, tmp_path / "run", on_nan="skip"), Progress(stream=said))
+    result = train(unreadable(ground, base, tmp_path / "run", on_nan="skip", workers=workers), Progress(stream=said))
     assert all(math.isfinite(note["loss"]) for note in notes(tmp_path / "run", "step"))
     skipped = {key for note in notes(tmp_path / "run", "skipped") for key in note["keys"]}
     asking = {str(sample["__key__"]) for sample in _samples(ground / "corpus") if word in _questions(sample)}

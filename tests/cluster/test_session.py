@@ -217,8 +217,7 @@ def _alive(pids: list[int]) -> list[int]:
 
 
 @pytest.mark.pipeline
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("dashboard", [False, True])
+@pytest.mark.parametrize("dashboard", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_workers_learn_at_once_where_the_dashboard_is_or_that_there_is_none(dashboard: bool) -> None:
     class Looker:
         def look(self) -> tuple[str, float]:

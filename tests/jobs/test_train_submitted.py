@@ -8,7 +8,7 @@ import pytest
 
 from tests.fixtures.other_cluster import CPUS, Other, submit
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.soak]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,6 @@ def test_a_submitted_training_logs_its_steps_and_losses(other: Other, corpus: st
     assert (tmp_path / "run" / "checkpoints" / "qmop-16-tune-000002" / "checkpoint.json").is_file()
 
 
-@pytest.mark.soak
 def test_too_few_cpus_are_told_within_half_a_minute(other: Other, corpus: str, tmp_path: Path) -> None:
     done = submit(other, *training(corpus, tmp_path / "wide", "--workers", "2", "--cpus_per_worker", "4"))
     assert done.returncode == 1  # what `ray job submit` makes of any failure

@@ -164,6 +164,7 @@ def clip(room: Path) -> Path:
     return folder
 
 
+@pytest.mark.soak  # three gigabytes, written twice
 def test_it_loads_answers_and_comes_back_from_disk(llava: Path, clip: Path, room: Path) -> None:
     torch.manual_seed(0)
     model, processor = from_llava(llava, clip, "qmop", tokens=144)

@@ -136,10 +136,11 @@ def test_two_processes_take_the_same_fifty_steps_as_one(
     assert _curve(ground, mixed, 50, zero=zero, workers=2) == pytest.approx(alone, rel=1e-4)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("method", "special"),
     [
-        pytest.param("qmop-elastic", {"options": {"budgets": [16, 4]}}, marks=pytest.mark.soak),
+        ("qmop-elastic", {"options": {"budgets": [16, 4]}}),
         ("recoverable", {"lora": LoraRecipe(rank=4, alpha=8)}),
     ],
 )
@@ -158,14 +159,14 @@ def test_mixed_batches_step_under_zero_3_with_two_ranks(
         workers=2,
         micro_batch=1,
         global_batch=2,
-        align=StageRecipe(steps=3),
-        tune=StageRecipe(steps=3, language_rate=1e-3),
+        align=StageRecipe(steps=6),
+        tune=StageRecipe(steps=6, language_rate=1e-3),
         output=str(tmp_path / "run"),
         **special,
     )
     result = train(asked, Progress())
     losses = [note["loss"] for note in notes(tmp_path / "run", "step")]
-    assert len(losses) == 6
+    assert len(losses) == 12
     assert all(0 < loss < 20 for loss in losses)
     uri = result.exports[-1]
     assert qmop.load(uri)[0].config.compressor == method

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import ray
 
 from cluster import processes
 from cluster.progress import Progress
@@ -107,3 +108,26 @@ def judges() -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def unwell(refused: str, deadly: str) -> Any:
+    """A judge that refuses the export whose label ends so, dies of another, and never answers on any other.
+
+    Made inside a function, it travels to its process by value, and none of what this file imports is needed there.
+    """
+
+    class Unwell:
+        def __init__(self, *_: object) -> None: ...
+
+        def run(self, unit: Any) -> tuple[int, int]:
+            import os  # noqa: PLC0415 - runs in a worker
+            import time  # noqa: PLC0415
+
+            if unit.candidate.label.endswith(refused):
+                raise RuntimeError("this picture is upside down")
+            if unit.candidate.label.endswith(deadly):
+                os._exit(1)
+            time.sleep(600)
+            raise AssertionError
+
+    return ray.remote(Unwell)

@@ -6,10 +6,8 @@ import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
 from ray.exceptions import RayActorError
 
 from cluster.progress import Progress
@@ -17,29 +15,10 @@ from cluster.session import RaySettings, ray_session
 from pipelines.evaluation import alone
 from pipelines.evaluation.alone import CancelledError, LoneJudge
 from pipelines.evaluation.recipe import EvaluateRecipe, SuiteRecipe
+from tests.pipelines.evaluation.grounds import unwell
 from tests.pipelines.evaluation.test_discovery import export
 
 pytestmark = pytest.mark.pipeline
-
-
-def unwell() -> Any:
-    """An actor that refuses the first export, dies of the second, and never answers on any other."""
-
-    class Unwell:
-        def __init__(self, *_: object) -> None: ...
-
-        def run(self, unit: Any) -> tuple[int, int]:
-            import os  # noqa: PLC0415 - runs in a worker
-            import time  # noqa: PLC0415
-
-            if unit.candidate.label.endswith("1"):
-                raise RuntimeError("this picture is upside down")
-            if unit.candidate.label.endswith("2"):
-                os._exit(1)
-            time.sleep(600)
-            raise AssertionError
-
-    return ray.remote(Unwell)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +34,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def judge(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoneJudge:
     """A judge that is unwell, with two seconds for each export."""
-    monkeypatch.setattr(alone, "Judge", unwell())
+    monkeypatch.setattr(alone, "Judge", unwell(refused="1", deadly="2"))
     asked = EvaluateRecipe(
         checkpoints=[str(run)], output=str(tmp_path), rendered=SuiteRecipe(seed=3, count=8, items_per_shard=8)
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +25,7 @@ from pipelines.training.recipe import StageRecipe, TrainRecipe
 from pipelines.training.trainer import train
 from pipelines.training.validation_recipe import ValidationRecipe
 from qmop.vtcbench.summary import summarise
+from tests.pipelines.evaluation.grounds import unwell
 from tests.pipelines.training.grounds import ground_in
 
 pytestmark = pytest.mark.pipeline
@@ -83,21 +83,6 @@ class JudgeOfTheEnd(behind(Judge)):  # type: ignore[misc]
         return done
 
 
-@ray.remote
-class Unwell:
-    """Refuses one export, dies of another, and never answers on a third."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def run(self, unit: Unit) -> tuple[int, int]:
-        if unit.candidate.label.endswith("2"):
-            raise RuntimeError("this picture is upside down")
-        if unit.candidate.label.endswith("4"):
-            os._exit(1)
-        while True:
-            time.sleep(60)
-
-
 def test_exports_are_judged_while_training_goes_on(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The judge of the first export waits for the last: a training that waited for it would never end."""
     asked, out = recipe(ground, "judged", keep_exports=1), io.StringIO()
@@ -134,7 +119,7 @@ def test_exports_are_judged_while_training_goes_on(ground: Path, monkeypatch: py
 def test_a_judge_that_fails_costs_a_warning_and_its_time_at_most(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     suite = replace(SUITE, count=25)  # a unit, for each is tried three times
     asked, out = recipe(ground, "unwell", every=3, time_limit_s=2.0, suite=suite), io.StringIO()
-    monkeypatch.setattr(alone, "Judge", Unwell)
+    monkeypatch.setattr(alone, "Judge", unwell(refused="2", deadly="4"))
     result = train(asked, Progress(stream=out))
     assert (result.trained, len(result.exports)) == (True, 3)
     assert "WARNING: average_pool-16-tune-000006 was not judged" in out.getvalue()

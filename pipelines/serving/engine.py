@@ -192,7 +192,10 @@ class _Watch(StoppingCriteria):
 def _drawing(temperature: float, top_p: float) -> dict[str, Any]:
     if temperature < _COLDEST:
         return {"do_sample": False}
-    return {"do_sample": True, "temperature": temperature, "top_p": top_p}
+    # 0 and 1.0 switch off what transformers or the checkpoint would fill in (50 likeliest tokens, a penalty): a draw is
+    # from the model's own distribution, cut by nothing but what was asked for.
+    drawn = {"do_sample": True, "temperature": temperature, "top_p": top_p}
+    return drawn | {"top_k": 0, "repetition_penalty": 1.0}
 
 
 @contextmanager

@@ -90,6 +90,27 @@ def test_a_seed_repeats_a_draw_and_leaves_the_process_alone(qmop: QMoPEngine, pi
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_a_draw_is_from_all_tokens_whatever_the_checkpoint_would_fill_in(
+    qmop: QMoPEngine, picture: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_from: list[torch.Tensor] = []
+    multinomial = torch.multinomial
+
+    def spy(chances: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        drawn_from.append(chances.clone())
+        return multinomial(chances, *args, **options)
+
+    monkeypatch.setattr(torch, "multinomial", spy)
+    ask(qmop, prompt(picture), temperature=1.5, seed=1, max_new_tokens=2)
+    monkeypatch.setattr(qmop._model.generation_config, "top_k", 7)
+    monkeypatch.setattr(qmop._model.generation_config, "repetition_penalty", 3.0)
+    ask(qmop, prompt(picture), temperature=1.5, seed=1, max_new_tokens=2)
+    vocabulary = qmop._model.config.text_config.vocab_size
+    assert vocabulary > 50
+    assert [int((chances > 0).sum()) for chances in drawn_from] == [vocabulary] * 4
+    assert torch.equal(torch.cat(drawn_from[:2]), torch.cat(drawn_from[2:]))
+
+
 def test_a_narrow_nucleus_is_greedy(qmop: QMoPEngine, picture: Image.Image) -> None:
     assert ask(qmop, prompt(picture), temperature=1.0, top_p=1e-6)[0] == ask(qmop, prompt(picture))[0]
 

@@ -9,12 +9,14 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 _TEMPORARY = ".qmop-tmp-"
+_HEX = 32
+"""Digits in a temporary's name; the lock files of `replace_if_match`, which stay, have other names."""
 
 
 def path_of(uri: str | Path) -> Path:
@@ -36,16 +38,49 @@ def path_of(uri: str | Path) -> Path:
 def finished_beside(target: Path, source: BinaryIO) -> Iterator[Path]:
     """A temporary neighbour of ``target`` with all of ``source`` on disk; gone at the end unless renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    temporary, stream = _fresh_beside(target)
     try:
-        with temporary.open("xb") as stream:
+        with stream:  # open, and so locked, until it has its name
             shutil.copyfileobj(source, stream, 1024 * 1024)
             stream.flush()
             os.fsync(stream.fileno())
-        yield temporary
+            yield temporary
         _flush_folder(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _fresh_beside(target: Path) -> tuple[Path, BinaryIO]:
+    """A temporary neighbour, locked for as long as its writer has it open and lives."""
+    while True:
+        temporary = target.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        stream = temporary.open("xb")
+        with suppress(OSError):  # a file system without locks; there nothing counts as abandoned either
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        if temporary.exists():
+            return temporary, stream
+        stream.close()  # taken for abandoned between its making and its lock
+
+
+def remove_abandoned(root: Path) -> int:
+    """See ``cluster.storage``."""
+    removed = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            digits = name.removeprefix(_TEMPORARY)
+            if digits != name and len(digits) == _HEX and digits.isalnum():
+                removed += _removed_if_abandoned(Path(folder, name))
+    return removed
+
+
+def _removed_if_abandoned(temporary: Path) -> bool:
+    try:
+        with temporary.open("r+b") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink()
+    except OSError:
+        return False  # being written, finished in between, or another user's
+    return True
 
 
 def version_of(data: bytes) -> str:

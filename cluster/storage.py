@@ -36,6 +36,7 @@ __all__ = [
     "put_file",
     "read_bytes",
     "remove",
+    "remove_abandoned",
     "remove_tree",
     "sha256_of",
     "write_atomic",
@@ -203,6 +204,19 @@ def remove_tree(folder: str | Path) -> None:
     if is_s3(folder):
         raise ValueError(f"{folder} is not a local folder: delete prefixes in S3 with the bucket's own tools.")
     shutil.rmtree(local.path_of(folder), ignore_errors=True)
+
+
+def remove_abandoned(folder: str | Path) -> int:
+    """Delete what killed writers left of files below a local folder, which no listing shows; links are not followed.
+
+    The caller must be the sole owner of what is below the folder, by a lease for instance. Writers on this machine that
+    are alive are spared all the same, by the locks on what they write; those of other machines only where the file
+    system carries locks between machines. In S3 nothing is half-written, and nothing happens.
+
+    Returns:
+        How many files were deleted; 0 where there is no such folder. What may not be deleted stays.
+    """
+    return 0 if is_s3(folder) else local.remove_abandoned(local.path_of(folder))
 
 
 def absolute(uri: str | Path) -> str:

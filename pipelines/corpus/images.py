@@ -10,6 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.corpus.recipe import Limits
 from pipelines.corpus.samples import BadSampleError
+from qmop.pixels import MAX_ASPECT, is_sliver
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """Pillow's format names that a shard keeps as they are. MPO is a camera's JPEG with a preview behind it."""
@@ -23,7 +24,7 @@ def check_image(data: bytes, limits: Limits) -> str:
         The file name extension that fits its real format: jpg, png or webp.
 
     Raises:
-        BadSampleError: `too_large`, `unsupported_image` or `corrupt_image`.
+        BadSampleError: `too_large`, `too_narrow`, `unsupported_image` or `corrupt_image`.
     """
     if len(data) > limits.max_bytes:
         raise BadSampleError("too_large", f"{len(data):,} bytes, the limit is {limits.max_bytes:,}")
@@ -64,6 +65,8 @@ def _check_header(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
     if width * height > limits.max_pixels:
         raise BadSampleError("too_large", f"{width} x {height} pixels, the limit is {limits.max_pixels:,}")
+    if is_sliver(width, height):
+        raise BadSampleError("too_narrow", f"{width} x {height} pixels, narrower than 1 : {MAX_ASPECT}: crop it")
     frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     if frames > limits.max_frames:
         raise BadSampleError("too_large", f"{frames} frames, the limit is {limits.max_frames}")

@@ -13,6 +13,7 @@ REASONS = {
     "corrupt_image": "an image does not decode to its end",
     "unsupported_image": "an image is no JPEG, PNG or WebP",
     "too_large": "an image exceeds a limit on bytes, pixels or frames, or a text one on bytes",
+    "too_narrow": "an image's long side is more than 50 times its short one",
     "too_many_images": "the record has more images than a sample may have",
     "unsafe_path": "a path leaves its folder, names another place or would run a program",
     "unsafe_member": "a tar holds a link, a device or a sparse file under this key",

@@ -18,11 +18,10 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipelines.serving.errors import ApiError, bad_request
+from qmop.pixels import MAX_ASPECT, is_sliver
 
 _HEAD = re.compile(r"data:image/(png|jpeg|webp);base64,", re.IGNORECASE)
 _WAY_OUT = "send it as data:image/png;base64,... (or jpeg, or webp)"
-# A sliver one pixel high is small in pixels, but resizing its short side to a tower's input would blow it up.
-_MAX_ASPECT = 50
 _16_BIT_STEP = 257
 # What Pillow's decoders are known to raise on damaged files.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, MemoryError)
@@ -129,8 +128,8 @@ def _check_header(image: Image.Image, limits: ImageLimits, param: str | None) ->
     if width * height > limits.max_pixels:
         message = f"The image is {width}x{height}, but at most {limits.max_pixels} pixels are read: send it smaller."
         raise bad_request(message, code="image_too_large", param=param)
-    if max(width, height) > _MAX_ASPECT * min(width, height):
-        message = f"The image is {width}x{height}, narrower than 1:{_MAX_ASPECT}: crop it."
+    if is_sliver(width, height):
+        message = f"The image is {width}x{height}, narrower than 1:{MAX_ASPECT}: crop it."
         raise bad_request(message, code="invalid_image", param=param)
     # Telephones append a preview or gain map to a JPEG (MPO); its first frame is the photograph.
     if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:

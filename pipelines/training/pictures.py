@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.corpus.images import decode_image
+from qmop.pixels import MAX_ASPECT, is_sliver
 
 _KNOWN = {"CLIPImageProcessor", "SiglipImageProcessor", "LlavaImageProcessor"}
 _MODES = {2: "bilinear", 3: "bicubic"}
@@ -40,6 +41,8 @@ _SPACES = {"YCbCr", "Gray", "RGB"}
 _SHRINKS = (8, 4, 2)
 _SCALED_ABOVE = 3
 _MARKER, _APP1, _SCAN = 0xFF, 0xE1, 0xDA
+_LONGEST_PADDED = 8192
+"""Pixels of a side up to which a picture is made square as it is; a square of it holds 200 MB."""
 _ORIENTATION, _TURNS = 0x0112, range(2, 9)
 _LEVELS = 255
 
@@ -159,7 +162,9 @@ class Preparer:
         pixels_CHW += self._shift
 
     def _by_processor(self, data: bytes) -> Tensor:
-        return self.image_processor(decode_image(data), return_tensors="pt")["pixel_values"][0]
+        picture = decode_image(data)
+        _refuse_sliver(picture.width, picture.height)
+        return self.image_processor(picture, return_tensors="pt")["pixel_values"][0]
 
     def _submitted(self, work: Callable[..., Any], *given: Any) -> Future[Any]:
         if self._pool is not None:
@@ -170,9 +175,24 @@ class Preparer:
 
 
 def decode(data: bytes, geometry: Geometry) -> np.ndarray:
-    """RGB levels, `(H, W, 3)` uint8: of full size, or smaller by a whole factor where the geometry allows that."""
+    """RGB levels, `(H, W, 3)` uint8: of full size, or smaller by a whole factor where the geometry allows that.
+
+    Raises:
+        ValueError: for a picture so narrow that preparing a corpus would have put it aside.
+    """
     levels_HWC = _decode_jpeg(data, geometry) if data.startswith(b"\xff\xd8\xff") and not _turned(data) else None
-    return np.array(decode_image(data)) if levels_HWC is None else levels_HWC
+    levels_HWC = np.array(decode_image(data)) if levels_HWC is None else levels_HWC
+    _refuse_sliver(levels_HWC.shape[1], levels_HWC.shape[0])
+    return levels_HWC
+
+
+def _refuse_sliver(width: int, height: int) -> None:
+    """The last guard: a corpus of an earlier version, or of another tool, may still hold slivers."""
+    if is_sliver(width, height):
+        raise ValueError(
+            f"a picture of the corpus has {width} x {height} pixels, narrower than 1 : {MAX_ASPECT}: prepare the "
+            "corpus again with overwrite=true, which puts such pictures aside"
+        )
 
 
 def _decode_jpeg(data: bytes, geometry: Geometry) -> np.ndarray | None:
@@ -220,6 +240,9 @@ def _resized(levels_HWC: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def _squared(levels_HWC: np.ndarray, fill: tuple[int, ...]) -> np.ndarray:
+    """The picture in the middle of a square; very long ones are halved, thirded and so on first, to fit into memory."""
+    if (by := -(-max(levels_HWC.shape) // _LONGEST_PADDED)) > 1:
+        levels_HWC = np.asarray(Image.fromarray(levels_HWC).reduce(by))
     height, width, _ = levels_HWC.shape
     side = max(height, width)
     square = np.full((side, side, 3), fill, dtype=np.uint8)

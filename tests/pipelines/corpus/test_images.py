@@ -70,6 +70,15 @@ def test_pixels_are_judged_by_the_header_alone() -> None:
     assert reason_of(huge_png(6_000, 6_000)) == "corrupt_image"
 
 
+@pytest.mark.parametrize(("width", "height"), [(2_000_000, 1), (1, 2_000_000), (5_001, 100)])
+def test_a_sliver_is_put_aside_by_its_header(width: int, height: int) -> None:
+    assert reason_of(huge_png(width, height)) == "too_narrow"
+
+
+def test_a_ribbon_of_one_to_fifty_is_a_picture() -> None:
+    assert check_image(encoded(Image.new("RGB", (500, 10)), "PNG"), LIMITS) == "png"
+
+
 def test_bytes_are_judged_before_the_header(jpegs: list[bytes]) -> None:
     data = jpegs[0]
     assert check_image(data, Limits(max_bytes=len(data))) == "jpg"

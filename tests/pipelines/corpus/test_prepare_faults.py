@@ -46,6 +46,7 @@ def planted(jpegs: list[bytes]) -> list[tuple[Record, str | None]]:
         ("truncated", jpegs[10][: len(jpegs[10]) // 2], "x", "corrupt_image"),
         ("zero", b"", "x", "corrupt_image"),
         ("bomb", huge_png(60_000, 60_000), "x", "too_large"),
+        ("sliver", encoded(Image.new("RGB", (2_000_000, 1)), "PNG"), "x", "too_narrow"),
         ("gif", frames(500, "GIF"), "x", "unsupported_image"),
         ("oversized", oversized, "x", "too_large"),
         ("cmyk", cmyk, "x", None),

@@ -130,6 +130,31 @@ def test_scaling_while_decoding_stays_close(photograph: Image.Image) -> None:
     assert mean < 0.5
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    "processor", [clip(), llava(do_pad=True), clip(do_normalize=False)], ids=["clip", "pad", "other"]
+)
+def test_a_sliver_is_refused_before_it_grows(processor: Any, kind: str) -> None:
+    with pytest.raises(ValueError, match=r"12000 x 1 pixels, narrower than 1 : 50: prepare the corpus again"):
+        Preparer(processor, threads=0)([saved(Image.new("RGB", (12_000, 1)), kind)])
+
+
+def test_a_long_picture_is_made_square_within_bounds(photograph: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_LONGEST_PADDED", 1400)
+    sides, real = [], np.full
+
+    def noted(shape: tuple[int, ...], *given: Any, **named: Any) -> np.ndarray:
+        sides.append(shape[0])
+        return real(shape, *given, **named)
+
+    monkeypatch.setattr(np, "full", noted)
+    data = saved(photograph.resize((2710, 300)), "PNG")
+    largest, mean = difference(llava(do_pad=True), data)
+    assert max(sides) == 1355
+    assert largest < 10
+    assert mean < 0.3
+
+
 def test_a_damaged_picture_is_an_error(photograph: Image.Image) -> None:
     data = saved(photograph)
     with pytest.raises(OSError, match="truncated"):

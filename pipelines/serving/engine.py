@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from pipelines.serving.contract import Completion, Job, Prompt, PromptError, VisualUsage
+from pipelines.serving.steering import Template
 from pipelines.serving.text_stream import Detokenizer, StopText
 from qmop import load
 from qmop.compressors.mixture import BRANCHES
@@ -36,7 +37,7 @@ class QMoPEngine:
     batch_limit = 1
 
     def __init__(self, model: Any, processor: Any) -> None:
-        self._model, self._processor = model, processor
+        self._model, self._processor, self._template = model, processor, Template(processor)
         self._context = int(model.config.text_config.max_position_embeddings)
         self._most_characters = self._context * _CHARACTERS_PER_TOKEN
         ends = model.generation_config.eos_token_id
@@ -65,7 +66,7 @@ class QMoPEngine:
         return Prompt(messages=[{"role": "user", "content": content}], images=[picture], question=question)
 
     def check(self, messages: Sequence[Mapping[str, Any]]) -> None:
-        """Refuse texts far beyond the model's context, and those that hold special tokens.
+        """Refuse texts far beyond the model's context, and those that bring special tokens into the prompt.
 
         Characters are counted and not tokens, because tokenizing a long text would hold up the model's one thread.
 
@@ -79,9 +80,7 @@ class QMoPEngine:
                 f"The conversation has {characters} characters, but at most {self._most_characters} are taken, because "
                 f"the model reads {self._context} tokens: shorten it."
             )
-        for token in self._processor.tokenizer.all_special_tokens:
-            if any(token in text for text in texts):
-                raise PromptError(f"The text holds {token}, which steers this model: leave it out.")
+        self._template.check(messages)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Answer the jobs one after the other; one that fails does not touch the next."""
@@ -117,9 +116,10 @@ class QMoPEngine:
         )
 
     def _inputs(self, prompt: Prompt) -> dict[str, Any]:
-        template = self._processor.apply_chat_template(prompt.messages, add_generation_prompt=True, tokenize=False)
+        text = self._template.render(prompt.messages)
+        self._template.require_places(text, len(prompt.images))
         images = list(prompt.images) or None
-        inputs = self._processor(images=images, text=[template], query=[prompt.question], return_tensors="pt")
+        inputs = self._processor(images=images, text=[text], query=[prompt.question], return_tensors="pt")
         return dict(inputs.to(self._model.device))
 
     def _decode(self, ids: Sequence[int]) -> str:

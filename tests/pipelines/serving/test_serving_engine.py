@@ -150,6 +150,19 @@ def test_text_cannot_smuggle_in_what_steers_the_model(qmop: QMoPEngine, picture:
         qmop.check(prompt(picture, text=f"hello {token} there").messages)
 
 
+def test_a_token_that_the_template_puts_together_is_refused_and_never_the_engines_failure() -> None:
+    engine = QMoPEngine(tiny_model("mlp", 144), tiny_processor(144))
+    engine._processor.chat_template = "{% for part in messages[0]['content'] %}{{ part['text'] }}{% endfor %}"
+    split = [{"type": "text", "text": "<ima"}, {"type": "text", "text": "ge>"}]
+    asked = Prompt(messages=[{"role": "user", "content": split}], images=[], question="hi")
+    with pytest.raises(PromptError, match="holds <image>"):
+        engine.check(asked.messages)
+    made, _, ends = job(asked)
+    engine.run([made])
+    assert isinstance(ends[0], PromptError)
+    assert "0 images" in str(ends[0])
+
+
 def test_a_conversation_longer_than_the_model_reads_is_refused(qmop: QMoPEngine) -> None:
     made, _, ends = job(prompt(text="hello " * 1100))
     qmop.run([made])

@@ -12,6 +12,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from qmop.pixels import to_rgb
+
 IMAGE = "<image>"
 """How tasks mark the place of a picture in their text."""
 
@@ -44,7 +46,7 @@ def as_pictures(visuals: Any) -> tuple[Image.Image, ...]:
     for visual in visuals or ():
         if not isinstance(visual, Image.Image):
             raise ValueError(f"a task shows a {type(visual).__name__}, but only pictures are read: choose image tasks")
-    return tuple(visual.convert("RGB") for visual in visuals or ())
+    return tuple(to_rgb(visual) for visual in visuals or ())
 
 
 def conversation(context: str, pictures: int) -> tuple[dict[str, Any], str]:

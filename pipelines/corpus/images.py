@@ -5,16 +5,14 @@ from __future__ import annotations
 import io
 import warnings
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.corpus.recipe import Limits
 from pipelines.corpus.samples import BadSampleError
-from qmop.pixels import MAX_ASPECT, is_sliver
+from qmop.pixels import MAX_ASPECT, is_sliver, to_rgb
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 """Pillow's format names that a shard keeps as they are. MPO is a camera's JPEG with a preview behind it."""
-_BITS_TO_DROP = 8
 
 
 def check_image(data: bytes, limits: Limits) -> str:
@@ -38,14 +36,8 @@ def check_image(data: bytes, limits: Limits) -> str:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """The picture as a viewer would show it: turned as its EXIF says, RGB, 8 bits.
-
-    Grey levels of 16 bits are scaled, not clipped; transparency is dropped.
-    """
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image) >> _BITS_TO_DROP).astype(np.uint8))
-    return image.convert("RGB")
+    """The picture as a viewer would show it, see `qmop.pixels.to_rgb`."""
+    return to_rgb(Image.open(io.BytesIO(data)))
 
 
 def _open(data: bytes) -> Image.Image:

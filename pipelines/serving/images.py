@@ -14,15 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
 
-import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.serving.errors import ApiError, bad_request
-from qmop.pixels import MAX_ASPECT, is_sliver
+from qmop.pixels import MAX_ASPECT, is_sliver, to_rgb
 
 _HEAD = re.compile(r"data:image/(png|jpeg|webp);base64,", re.IGNORECASE)
 _WAY_OUT = "send it as data:image/png;base64,... (or jpeg, or webp)"
-_16_BIT_STEP = 257
 # What Pillow's decoders are known to raise on damaged files.
 _BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, struct.error, MemoryError)
 
@@ -56,7 +54,7 @@ class Picture:
             ApiError: 400 if the file is damaged behind its header.
         """
         with _explained(self.kind, self.param), Image.open(BytesIO(self.data), formats=(self.kind,)) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(image)
 
 
 def read_data_url(url: str, limits: ImageLimits, param: str | None = None) -> Picture:
@@ -134,17 +132,6 @@ def _check_header(image: Image.Image, limits: ImageLimits, param: str | None) ->
     # Telephones append a preview or gain map to a JPEG (MPO); its first frame is the photograph.
     if image.format != "MPO" and getattr(image, "n_frames", 1) != 1:
         raise bad_request("The image is animated: send one of its frames.", code="invalid_image", param=param)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits per pixel: a plain conversion would clip, not scale
-        grey = np.clip(np.asarray(image, np.float32) / _16_BIT_STEP, 0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.has_transparency_data:  # what is see-through is shown on white, as browsers do
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def _brief(error: BaseException) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from PIL import Image
 
+from qmop.pixels import to_rgb
 from qmop.vtcbench.rendered import RenderedItem, suite_digest
 from qmop.vtcbench.suite import MANIFEST, ShardInfo, SuiteManifest, packed
 
@@ -23,7 +24,7 @@ def shrunk(picture: Image.Image, factor: float) -> Image.Image:
     protocol's code (which keeps the small picture and stores it as JPEG).
     """
     small = (max(1, math.floor(picture.width / factor)), max(1, math.floor(picture.height / factor)))
-    rgb = picture.convert("RGB")
+    rgb = to_rgb(picture)
     return rgb.resize(small, Image.Resampling.BICUBIC).resize(rgb.size, Image.Resampling.BICUBIC)
 
 

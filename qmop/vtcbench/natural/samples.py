@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
+from qmop.pixels import to_rgb
 from qmop.vtcbench.items import Item
 from qmop.vtcbench.shards import picture_kind
 
@@ -157,5 +158,5 @@ def _kept(data: bytes) -> bool:
 
 def _as_png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, "PNG")
+    to_rgb(picture).save(buffer, "PNG")
     return buffer.getvalue()

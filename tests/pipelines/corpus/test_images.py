@@ -107,10 +107,18 @@ def test_cmyk_becomes_rgb_of_the_same_colour() -> None:
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
-    levels = (np.arange(256, dtype=np.uint16) << 8).reshape(16, 16)
+    levels = (np.arange(256, dtype=np.uint16) * 257).reshape(16, 16)
     data = encoded(Image.fromarray(levels), "PNG")
     assert check_image(data, LIMITS) == "png"
     assert np.array_equal(np.asarray(decode_image(data))[..., 0].reshape(-1), np.arange(256))
+
+
+def test_what_is_see_through_shows_white() -> None:
+    image = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 255), (0, 0, 4, 8))
+    for kind in ("PNG", "WEBP"):
+        picture = decode_image(encoded(image, kind, lossless=True))
+        assert [picture.getpixel((x, 4)) for x in (0, 7)] == [(255, 0, 0), (255, 255, 255)]
 
 
 def test_exif_turns_the_picture() -> None:

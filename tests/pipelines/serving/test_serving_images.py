@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipelines.corpus.images import decode_image
 from pipelines.serving.errors import ApiError
 from pipelines.serving.images import ImageLimits, read_data_url
 
@@ -67,6 +68,19 @@ def test_what_is_see_through_shows_white(data_url: Encode) -> None:
     half = decode_data_url(data_url(Image.new("RGBA", (8, 8), (255, 0, 0, 128))), LIMITS).getpixel((4, 4))
     assert half[0] == 255
     assert 120 <= half[1] <= 135
+
+
+@pytest.mark.parametrize("kind", ["png", "webp"])
+def test_the_service_sees_what_training_and_evaluation_see(data_url: Encode, kind: str) -> None:
+    noise = np.random.default_rng(0)
+    pictures = [Image.fromarray(noise.integers(0, 255, (24, 16, 4), np.uint8))]
+    if kind == "png":
+        pictures.append(Image.fromarray(noise.integers(0, 2**16, (24, 16), np.uint16)))
+    for picture in pictures:
+        url = data_url(picture, kind)
+        seen = decode_data_url(url, LIMITS)
+        trained_on = decode_image(base64.b64decode(url.partition(",")[2]))
+        assert np.array_equal(np.asarray(seen), np.asarray(trained_on))
 
 
 def test_sixteen_bits_are_scaled_not_clipped(data_url: Encode) -> None:

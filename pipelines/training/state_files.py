@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from pipelines.training.states import (
     StateCard,
     folder_name,
     forget,
+    is_usable,
     newest_first,
     part_name,
     pieces,
@@ -58,7 +60,7 @@ class StateWriter:
         rank: of this process.
         world: number of processes.
         token: of this start of the processes, so that nobody takes a killed process's word for a live one's.
-        keep: how many of the latest states stay.
+        keep: how many of the latest usable states stay.
         stages: names of the stages in their order.
         tell: what is called, from the thread, with a note when a state is visible or has failed.
     """
@@ -108,7 +110,7 @@ class StateWriter:
             self._write_part(uri, copies)
             if self.rank == 0:
                 whole = self._gather(uri, facts)
-                self._forget_old()
+                self._forget_old(name)
                 note = {"kind": "state", "name": name, "bytes": whole, "seconds": time.monotonic() - began}
                 self.tell(note)
         except (OSError, ValueError, TimeoutError) as error:  # training goes on; the state before stays
@@ -153,9 +155,17 @@ class StateWriter:
         said: dict[str, Any] = json.loads(read_bytes(place))
         return said
 
-    def _forget_old(self) -> None:
-        for uri in newest_first(self.folder, self.stages)[self.keep :]:
-            forget(uri)
+    def _forget_old(self, name: str) -> None:
+        """Delete what lies behind the latest usable states, counted back from the one just written.
+
+        Newer ones were refused when the run began from an older place; to go by their steps would delete this one.
+        """
+        usable = 0
+        for uri in dropwhile(lambda uri: uri.rsplit("/", 1)[-1] != name, newest_first(self.folder, self.stages)):
+            if usable == self.keep:
+                forget(uri)
+            elif is_usable(uri):
+                usable += 1
 
 
 def _proved(path: Path, copies: dict[tuple[str, int, int], dict[str, Tensor]]) -> None:

@@ -140,6 +140,15 @@ def latest(folder: str, stages: tuple[str, ...]) -> Found:
     return Found(refused=refused)
 
 
+def is_usable(uri: str) -> bool:
+    """Whether a state could be loaded as far as its card and its files' sizes tell."""
+    try:
+        read_state(uri)
+    except (FileNotFoundError, ValueError):
+        return False
+    return True
+
+
 def newest_first(folder: str, stages: tuple[str, ...]) -> list[str]:
     """Folders with a card, by stage and step."""
     try:

@@ -14,7 +14,7 @@ from torch import nn
 from cluster.storage import StorageError
 from pipelines.training import state_files
 from pipelines.training.state_files import StateWriter, load_state
-from pipelines.training.states import latest, read_state
+from pipelines.training.states import KEY_VARIABLE, latest, read_state
 
 FACTS: dict[str, Any] = {"recipe": {}, "corpus_digest": "c", "versions": {}, "zero": 0}
 
@@ -91,6 +91,37 @@ def test_as_many_states_stay_as_asked_for(tmp_path: Path) -> None:
         "part-00000-of-00001.safetensors",
         "state.json",
     ]
+
+
+def visible(folder: Path) -> list[int]:
+    return sorted(int(path.parent.name[-8:]) for path in folder.glob("*/state.json"))
+
+
+def test_a_fresh_state_stays_where_newer_ones_were_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, states = engine(), writer(tmp_path, [])
+    for step in (20, 40):
+        save(ours, states, step)
+    states.wait()
+    monkeypatch.setenv(KEY_VARIABLE, "secret")  # from now on neither of them can be used
+    for step, expected in ((10, [10, 20, 40]), (15, [10, 15, 20, 40]), (17, [15, 17, 20, 40])):
+        save(ours, states, step)
+        states.wait()
+        assert visible(tmp_path) == expected
+        found = latest(str(tmp_path), ("align", "tune"))
+        assert found.card is not None
+        assert found.card.step == step
+
+
+def test_a_damaged_state_does_not_count_among_those_that_stay(tmp_path: Path) -> None:
+    ours, states = engine(), writer(tmp_path, [])
+    for step in (1, 2):
+        save(ours, states, step)
+    states.wait()
+    (tmp_path / "tune-00000002" / "part-00000-of-00001.safetensors").write_bytes(b"cut")
+    for step, expected in ((3, [1, 2, 3]), (4, [3, 4])):
+        save(ours, states, step)
+        states.wait()
+        assert visible(tmp_path) == expected
 
 
 def test_at_most_one_state_is_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

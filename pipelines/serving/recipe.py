@@ -38,7 +38,7 @@ class ServeRecipe:
         max_queued_requests: requests that may wait in one replica or be uploaded to it; more get 429.
         start_timeout_s: seconds until the replicas must have answered their warm-up question, after fetching the
             checkpoint if it is in S3.
-        drain_timeout_s: seconds that answers in flight get when a replica is stopped.
+        drain_timeout_s: seconds that answers in flight get when a replica or the service is stopped.
         ray: how to reach or start Ray.
     """
 

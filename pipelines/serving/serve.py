@@ -14,7 +14,7 @@ from http import HTTPStatus
 
 import ray
 from ray import serve
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.api import RunTarget
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
@@ -28,7 +28,10 @@ from pipelines.serving.recipe import ServeRecipe
 
 _POLL_S = 0.2
 _WATCH_S = 5.0
-_PATIENCE_S = 90.0
+# What Ray needs besides the replicas' own time to stop, on a machine that has no time to spare.
+_MARGIN_S = 60.0
+# No controller (any more), or one that does not answer.
+_GONE = (ValueError, RayActorError, GetTimeoutError)
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - asked here, not listened on
 _GIVEN_UP = {ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY}
 
@@ -83,7 +86,7 @@ def deploy(recipe: ServeRecipe, progress: Progress, factory: EngineFactory = loa
 
 
 def shutdown(recipe: ServeRecipe, progress: Progress) -> None:
-    """Stop the service and Serve itself; answers in flight may end first, as `drain_timeout_s` says."""
+    """Stop the service and Serve itself; answers in flight may end first, within `drain_timeout_s`."""
     with _quiet(), progress.stage("Stopping the service"):
         _stop(recipe)
 
@@ -111,7 +114,7 @@ def serve_until_stopped(recipe: ServeRecipe, progress: Progress) -> None:
         try:
             _watch(progress)
         except KeyboardInterrupt:
-            progress.say("Asked to stop")
+            progress.say(f"Asked to stop: answers in flight get up to {recipe.drain_timeout_s:g} s")
 
 
 def _start(recipe: ServeRecipe, api_key: str | None, factory: EngineFactory, progress: Progress) -> None:
@@ -136,15 +139,37 @@ def _start(recipe: ServeRecipe, api_key: str | None, factory: EngineFactory, pro
 
 
 def _stop(recipe: ServeRecipe) -> None:
+    try:
+        _drain(recipe)
+    finally:  # also where somebody asks twice, who does not care for the answers any more
+        _end_serve(recipe)
+
+
+def _drain(recipe: ServeRecipe) -> None:
+    """Take the application away and wait until its replicas have ended.
+
+    Serve's own shutdown ends its proxies at once, and with them all answers in flight, however long the replicas are
+    given. So the replicas go first: they end what they have begun, and the proxies still carry it.
+    """
+    with suppress(*_GONE):
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller.delete_apps.remote([APPLICATION]), timeout=_MARGIN_S)
+        until = time.monotonic() + recipe.drain_timeout_s + _MARGIN_S
+        while _application() is not None and time.monotonic() < until:
+            time.sleep(_POLL_S)
+
+
+def _end_serve(recipe: ServeRecipe) -> None:
     """Shut Serve down and wait for it, until its port is free as well.
 
     `serve.shutdown` alone waits for a reply that its controller, ending itself, never gives; Ray then prints a false
     alarm on standard output. So ask without waiting for the reply, and see the controller go.
     """
-    until = time.monotonic() + _PATIENCE_S
-    with suppress(ValueError, RayActorError):  # no controller (any more)
+    # Where nothing could be drained, this still has to outlast the replicas' own time.
+    until = time.monotonic() + recipe.drain_timeout_s + _MARGIN_S
+    with suppress(*_GONE):
         controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_PATIENCE_S)
+        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_MARGIN_S)
         while time.monotonic() < until:
             ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
             time.sleep(_POLL_S)

@@ -21,7 +21,7 @@ from cluster.ports import free_port
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
 from pipelines.serving.recipe import ServeRecipe
-from pipelines.serving.serve import Endpoint, deploy, serving
+from pipelines.serving.serve import Endpoint, deploy, serving, shutdown
 from qmop.tiny.assemble import tiny_model, tiny_processor
 
 pytestmark = pytest.mark.pipeline
@@ -53,8 +53,12 @@ def _ray(progress: Progress) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def endpoint(_ray: None, checkpoint: str, progress: Progress) -> Iterator[Endpoint]:
-    recipe = ServeRecipe(checkpoint=checkpoint, port=free_port(), num_cpus=0.5, max_new_tokens=900)
+def recipe(checkpoint: str) -> ServeRecipe:
+    return ServeRecipe(checkpoint=checkpoint, port=free_port(), num_cpus=0.5, max_new_tokens=900)
+
+
+@pytest.fixture(scope="module")
+def endpoint(_ray: None, recipe: ServeRecipe, progress: Progress) -> Iterator[Endpoint]:
     with serving(recipe, progress) as endpoint:
         yield endpoint
 
@@ -192,3 +196,21 @@ def test_a_second_service_is_refused_in_a_sentence(endpoint: Endpoint, checkpoin
 def test_the_key_is_in_no_log(endpoint: Endpoint, log: io.StringIO) -> None:
     assert "Starting tiny" in log.getvalue()
     assert str(endpoint.api_key) not in log.getvalue()
+
+
+# Last, for the service is gone afterwards.
+def test_a_half_read_stream_is_carried_to_its_end_when_the_service_is_stopped(
+    endpoint: Endpoint, client: openai.OpenAI, messages: Any, recipe: ServeRecipe, progress: Progress
+) -> None:
+    stream = client.chat.completions.create(model="tiny", messages=messages, max_tokens=900, stream=True)
+    chunks = iter(stream)
+    next(chunks)
+    stopping = threading.Thread(target=shutdown, args=(recipe, progress), daemon=True)
+    stopping.start()
+    told = [chunk.choices[0] for chunk in chunks]
+    assert told[-1].finish_reason == "length"
+    assert len(told) > 800
+    stopping.join(60)
+    assert not stopping.is_alive()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address(endpoint), timeout=5)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
 from cluster.progress import Progress
 from pipelines.serving import serve
@@ -91,3 +92,69 @@ def test_stopping_waits_until_the_port_is_free(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(serve, "time", SimpleNamespace(sleep=sleep, monotonic=serve.time.monotonic))
     serve.shutdown(ServeRecipe(checkpoint="run/best", port=proxy.getsockname()[1]), Progress(io.StringIO()))
     assert len(looks) == 3
+
+
+class StubController:
+    """Notes what it is asked, and when, on a clock that `sleep` moves; a silent one never replies."""
+
+    def __init__(self, *, silent: bool = False) -> None:
+        self.calls: list[str] = []
+        self.now, self.silent, self.gone = 0.0, silent, False
+        self.delete_apps = SimpleNamespace(remote=lambda names: self._called(f"delete {names[0]}"))
+        self.graceful_shutdown = SimpleNamespace(remote=lambda *, wait: self._called(f"shut down, wait={wait}"))
+
+    def _called(self, name: str) -> str:
+        self.calls.append(f"{self.now:.0f} {name}")
+        return name
+
+    def get(self, name: str, timeout: float) -> None:
+        if self.silent:
+            raise GetTimeoutError(f"{name}: no answer within {timeout} s")
+        self.gone = self.gone or name.startswith("shut")
+
+    def actor(self, *_: object, **__: object) -> StubController:
+        if self.gone:
+            raise ValueError("no controller")
+        return self
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("silent", "busy_s", "acts"),
+    [
+        (False, 100, ["0 delete qmop", "100 shut down, wait=False"]),  # as long as the last answer takes
+        (False, 1e9, ["0 delete qmop", "360 shut down, wait=False"]),  # and no longer than drain_timeout_s allows
+        (True, 0, ["0 delete qmop", "0 shut down, wait=False"]),
+    ],
+)
+def test_replicas_end_before_the_proxy_does(
+    monkeypatch: pytest.MonkeyPatch, silent: bool, busy_s: float, acts: list[str]
+) -> None:
+    stub, ends = StubController(silent=silent), []
+    monkeypatch.setattr(serve.ray, "get_actor", stub.actor)
+    monkeypatch.setattr(serve.ray, "get", stub.get)
+    monkeypatch.setattr(serve.serve, "shutdown", lambda: ends.append(stub.now))
+    monkeypatch.setattr(serve, "_application", lambda: object() if stub.now < busy_s else None)
+    monkeypatch.setattr(serve, "_listens", lambda _: False)
+    monkeypatch.setattr(serve, "time", SimpleNamespace(sleep=stub.sleep, monotonic=lambda: stub.now))
+    serve.shutdown(ServeRecipe(checkpoint="run/best", drain_timeout_s=300), Progress(io.StringIO()))
+    assert stub.calls == acts
+    assert len(ends) == 1
+
+
+def test_who_asks_twice_does_not_wait_for_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def again(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    stub = StubController()
+    monkeypatch.setattr(serve.ray, "get_actor", stub.actor)
+    monkeypatch.setattr(serve.ray, "get", stub.get)
+    monkeypatch.setattr(serve.serve, "shutdown", lambda: None)
+    monkeypatch.setattr(serve, "_application", object)
+    monkeypatch.setattr(serve, "_listens", lambda _: False)
+    monkeypatch.setattr(serve, "time", SimpleNamespace(sleep=again, monotonic=lambda: 0.0))
+    with pytest.raises(KeyboardInterrupt):
+        serve.shutdown(ServeRecipe(checkpoint="run/best"), Progress(io.StringIO()))
+    assert stub.calls == ["0 delete qmop", "0 shut down, wait=False"]

@@ -133,7 +133,7 @@ class Mixture(Compressor):
             only the chosen branches count.
 
         Raises:
-            ValueError: if the router runs without a question.
+            ValueError: if the router runs without a question, or alignment by channels was set after building.
         """
         count = self.budget(tokens)
         if self.stage == ALIGN:
@@ -170,9 +170,18 @@ class Mixture(Compressor):
         for branch in self.branches.values():
             assert isinstance(branch, Compressor)
             parts.append(branch.align(features, asked).tokens_BMC)
-        if self.merge is not None:
-            return CompressedTokens(tokens_BMC=self.merge(torch.cat(parts, dim=2)))
-        return CompressedTokens(tokens_BMC=torch.cat(parts, dim=1))
+        if self.align_concat == "tokens":
+            return CompressedTokens(tokens_BMC=torch.cat(parts, dim=1))
+        return CompressedTokens(tokens_BMC=self._merge(torch.cat(parts, dim=2)))
+
+    def _merge(self, channels: Tensor) -> Tensor:
+        if self.merge is None:
+            raise ValueError(
+                f"stage is {ALIGN} and align_concat is 'channels', but {self.declaration.name} was not built with "
+                "both, so it lacks the layer that joins the channels: build it so, or align the tokens"
+            )
+        merged: Tensor = self.merge(channels)
+        return merged
 
     def _dense(self, features: VisualFeatures, query: Query, weights_BS: Tensor, count: int) -> CompressedTokens:
         outputs = [branch(features, query, tokens=count) for branch in self.branches.values()]
@@ -183,7 +192,9 @@ class Mixture(Compressor):
     def _sparse(self, features: VisualFeatures, query: Query, weights_BS: Tensor, count: int) -> CompressedTokens:
         patches = features.patches_BNC
         fused = patches.new_zeros(len(patches), count, self.width)
-        chosen = (weights_BS > 0).cpu()  # the one wait for the device: which images run which branch
+        # The one wait for the device: which images run which branch. A weight that is no number counts, so that it is
+        # seen in the tokens as it is in dense execution.
+        chosen = (weights_BS != 0).cpu()
         for place, branch in enumerate(self.branches.values()):
             rows = chosen[:, place].nonzero().squeeze(1).to(patches.device)
             if not len(rows):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -19,7 +20,8 @@ RouterInputs = Literal["both", "image", "text", "none"]
 class Router(nn.Module):
     """softmax((W2 gelu(W1 [image; question] + b1) + b2 + g * Gumbel) / temperature), one weight per branch.
 
-    Temperature and noise are set by `anneal` while training; both rest at their final values at inference.
+    Temperature and noise of training are set by `anneal`; in evaluation mode the temperature is the final one and
+    there is no noise, whatever the last `anneal` said.
 
     Args:
         image_width: C, width of the image summary.
@@ -30,7 +32,10 @@ class Router(nn.Module):
         inputs: what the router reads; `image` or `text` alone, or `none` (the same learned weights for all), are
             ablations that the paper lacks.
         normalise: bring both inputs to unit length first (open in the paper), so that neither drowns the other.
-        temperature: the final temperature, used at inference.
+        temperature: the final temperature, used at inference, and in training until `anneal` sets another.
+
+    Raises:
+        ValueError: if the temperature cannot divide, there is no hidden layer, or a choice is unknown.
     """
 
     def __init__(
@@ -46,8 +51,10 @@ class Router(nn.Module):
         temperature: float = 0.5,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}, but it divides the router's logits: choose one above 0")
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"temperature is {temperature}, but it divides the router's logits: choose a finite one above 0"
+            )
         one_of("activation", activation, Activation)
         one_of("inputs", inputs, RouterInputs)
         if hidden < 1:
@@ -55,12 +62,18 @@ class Router(nn.Module):
         self.activation, self.inputs = ACT2FN[activation], inputs
         self.enter = nn.Linear(image_width + text_width, hidden)
         self.leave = nn.Linear(hidden, branches)
-        self.normalise, self.temperature, self.noise = normalise, temperature, 0.0
+        self.normalise, self.noise = normalise, 0.0
+        self.final_temperature = self.annealed_temperature = temperature
         self.generator: torch.Generator | None = None
 
+    @property
+    def temperature(self) -> float:
+        """What divides the logits now: the annealed temperature in training mode, the final one in evaluation."""
+        return self.annealed_temperature if self.training else self.final_temperature
+
     def anneal(self, temperature: float, noise: float, seed: int | None = None) -> None:
-        """Set this step's temperature and noise scale, and the seed of its Gumbel draws."""
-        self.temperature, self.noise = temperature, noise
+        """Set a training step's temperature and noise scale, and the seed of its Gumbel draws."""
+        self.annealed_temperature, self.noise = temperature, noise
         self.generator = None if seed is None else torch.Generator().manual_seed(seed)
 
     def forward(self, summary_BC: Tensor, text_BE: Tensor) -> Tensor:

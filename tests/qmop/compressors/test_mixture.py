@@ -197,6 +197,18 @@ def test_channel_concatenation_starts_as_the_mean_of_the_branches(make_features:
     assert "merge.weight" not in mixture(align_concat="channels").state_dict()  # the fusing stage drops it
 
 
+def test_channels_set_after_building_are_refused_and_tokens_taken(make_features: MakeFeatures) -> None:
+    features, later = make_features(1), mixture(align_concat="channels")
+    later.stage = ALIGN
+    with pytest.raises(ValueError, match="stage is 1 and align_concat is 'channels', but qmop was not built with both"):
+        later(features)
+    later.align_concat = "tokens"
+    assert later(features).tokens_BMC.shape == (1, 27, 16)
+    built = mixture(stage=ALIGN, align_concat="channels")
+    built.align_concat = "tokens"
+    assert built(features).tokens_BMC.shape[1] == built.token_count(9, grid=(6, 6), stage=ALIGN) == 27
+
+
 def test_aligning_may_read_an_instruction(make_features: MakeFeatures, make_query: MakeQuery) -> None:
     method, features, query = mixture(stage=ALIGN, align_query="question"), make_features(2), make_query(2)
     asked = method(features, query).tokens_BMC[:, 18:]
@@ -223,6 +235,19 @@ def test_dense_execution_gives_the_same_and_runs_everything(make_features: MakeF
     torch.testing.assert_close(found.tokens_BMC, expected.tokens_BMC, rtol=0, atol=1e-6)
     assert torch.equal(found.branch_weights_BS, expected.branch_weights_BS)
     assert {name: len(seen[name][0]) for name in BRANCHES} == dict.fromkeys(BRANCHES, 12)
+
+
+@pytest.mark.parametrize("execution", ["sparse", "dense"])
+@pytest.mark.parametrize("select", ["top_k", "threshold"])
+def test_a_weight_that_is_no_number_shows_in_the_tokens_of_its_picture_alone(
+    make_features: MakeFeatures, make_query: MakeQuery, execution: str, select: str
+) -> None:
+    method, features, query = mixture(execution=execution, select=select), make_features(3), make_query(3)
+    query.text_BE[1] = float("nan")
+    fused = method(features, query).tokens_BMC
+    assert fused[1].isnan().all()
+    assert fused[[0, 2]].isfinite().all()
+    assert fused[[0, 2]].abs().amax(dim=(1, 2)).min() > 0
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])

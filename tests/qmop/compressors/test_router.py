@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from qmop.annealing import RouterSchedule, router_state
 from qmop.compressors.router import Router, select_branches
 
 SUMMARY = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
@@ -25,7 +26,7 @@ def test_weights_sum_to_one_and_are_the_formula() -> None:
 
 
 def test_a_low_temperature_decides_and_a_high_one_evens_out() -> None:
-    guide = router()
+    guide = router().train()
     order = guide(SUMMARY, TEXT).argmax(1)
     guide.anneal(1e-4, 0.0)
     sharp = guide(SUMMARY, TEXT)
@@ -42,6 +43,18 @@ def test_noise_acts_in_training_only() -> None:
     assert torch.equal(guide(SUMMARY, TEXT), quiet)
     guide.train()
     assert (guide(SUMMARY, TEXT) - quiet).abs().mean() > 0.1
+
+
+def test_evaluation_rests_at_the_final_temperature_whatever_was_annealed_last() -> None:
+    guide = router(temperature=0.5)
+    resting = guide(SUMMARY, TEXT)
+    guide.anneal(5.0, 0.0)
+    assert torch.equal(guide(SUMMARY, TEXT), resting)
+    assert (guide.temperature, guide.train().temperature) == (0.5, 5.0)
+    assert (guide(SUMMARY, TEXT) - resting).abs().max() > 0.01
+    schedule = RouterSchedule()
+    guide.anneal(*router_state(99, 100, schedule))  # a schedule that ends where the router rests: training ends there
+    assert torch.equal(guide(SUMMARY, TEXT), resting)
 
 
 def test_no_noise_is_the_same_in_training_and_evaluation() -> None:
@@ -88,7 +101,7 @@ def test_picture_and_question_both_count() -> None:
     assert (guide(SUMMARY, TEXT.flip(0)) - weights).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_that_cannot_divide_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match=f"temperature is {temperature}.*above 0"):
         router(temperature=temperature)

@@ -21,7 +21,7 @@ def sampling_of(request: ChatRequest, max_new_tokens: int) -> Sampling:
     Raises:
         ApiError: 400 for stop texts that cannot be honoured.
     """
-    stops = request.stops
+    stops = tuple(request.stop)
     if len(stops) > _MAX_STOPS or not all(1 <= len(stop) <= _MAX_STOP_LENGTH for stop in stops):
         message = f"stop takes at most {_MAX_STOPS} texts of 1 to {_MAX_STOP_LENGTH} characters: shorten it."
         raise bad_request(message, param="stop")
@@ -73,7 +73,7 @@ def _check_turns(request: ChatRequest, max_images: int) -> None:
         raise bad_request("The last message asks nothing: add a text part.", param=f"messages.{last}.content")
     count = 0
     for place, message in enumerate(request.messages):
-        pictures = sum(isinstance(part, ImagePart) for part in message.parts)
+        pictures = sum(isinstance(part, ImagePart) for part in message.content)
         if pictures and message.role != "user":
             raise bad_request("Only the user's messages may hold images.", param=f"messages.{place}.content")
         count += pictures
@@ -84,7 +84,7 @@ def _check_turns(request: ChatRequest, max_images: int) -> None:
 
 def _turn(message: Message, place: int, pictures: list[Picture], limits: ImageLimits) -> dict[str, Any]:
     content: list[dict[str, str]] = []
-    for index, part in enumerate(message.parts):
+    for index, part in enumerate(message.content):
         if isinstance(part, ImagePart):
             pictures.append(read_data_url(part.image_url.url, limits, f"messages.{place}.content.{index}.image_url"))
             content.append({"type": "image"})

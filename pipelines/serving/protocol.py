@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
+from pydantic_core import PydanticCustomError, from_json
 
-from pipelines.serving.errors import ApiError, bad_request
+from pipelines.serving.errors import bad_request
+from pipelines.serving.refusals import refusal
 
 _INERT = frozenset({
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -27,19 +28,45 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logprobs": (False,),
+    "top_logprobs": (0,),
     "logit_bias": ({},),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
 }
+_NEUTRAL_IN_STREAM_OPTIONS: dict[str, tuple[Any, ...]] = {"include_obfuscation": (False,)}
 _INERT_IN_MESSAGE = frozenset({"name", "annotations"})
 _MAX_MESSAGES = 256
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _as_parts(content: Any) -> Any:
+    if isinstance(content, list):
+        return content
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    raise PydanticCustomError("content_type", "Input should be a text or a list of parts")
+
+
+def _as_texts(stop: Any) -> Any:
+    if isinstance(stop, list):
+        return stop
+    if isinstance(stop, str):
+        return [stop]
+    raise PydanticCustomError("stop_type", "Input should be a text or a list of texts")
+
+
+def _as_picture(picture: Any) -> Any:
+    if isinstance(picture, dict):
+        return picture
+    raise PydanticCustomError("picture_type", 'Input should be an object such as {"url": "data:image/png;base64,..."}')
 
 
 class TextPart(_Strict):
@@ -60,27 +87,22 @@ class ImagePart(_Strict):
     """A picture in a message."""
 
     type: Literal["image_url"]
-    image_url: ImageURL
+    image_url: Annotated[ImageURL, BeforeValidator(_as_picture)]
 
 
 ContentPart = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class Message(_Strict):
-    """One turn of the conversation; "developer" is read as "system"."""
+    """One turn of the conversation; "developer" is read as "system", and a plain text as one text part."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
-
-    @property
-    def parts(self) -> list[TextPart | ImagePart]:
-        """The content as parts, a plain string being one text part."""
-        return [TextPart(type="text", text=self.content)] if isinstance(self.content, str) else list(self.content)
+    content: Annotated[list[ContentPart], FailFast(), BeforeValidator(_as_parts)]
 
     @property
     def text(self) -> str:
         """The text parts, one per line."""
-        return "\n".join(part.text for part in self.parts if isinstance(part, TextPart))
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
 
 class StreamOptions(_Strict):
@@ -101,12 +123,7 @@ class ChatRequest(_Strict):
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    stop: str | list[str] | None = None
-
-    @property
-    def stops(self) -> tuple[str, ...]:
-        """The stop texts as a tuple."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+    stop: Annotated[list[str], FailFast(), BeforeValidator(_as_texts)] = Field(default_factory=list)
 
 
 class ModelCard(BaseModel):
@@ -214,7 +231,7 @@ def parse_request(body: bytes) -> ChatRequest:
     try:
         return ChatRequest.model_validate(_offered(_without_nulls(fields)))
     except ValidationError as error:
-        raise _refusal(error) from error
+        raise refusal(error) from error
 
 
 def _without_nulls(value: Any) -> Any:
@@ -225,25 +242,23 @@ def _without_nulls(value: Any) -> Any:
 
 def _offered(fields: dict[str, Any]) -> dict[str, Any]:
     """Drop what has no effect, and refuse what asks for something not offered."""
-    for name, neutral in _NEUTRAL.items():
-        if name in fields and fields[name] not in neutral:
-            message = f"{name} is not offered by this service: leave it out."
-            raise bad_request(message, code="unsupported_parameter", param=name)
-    kept = {name: value for name, value in fields.items() if name not in _INERT and name not in _NEUTRAL}
+    kept = {name: value for name, value in _without_neutral(fields, _NEUTRAL).items() if name not in _INERT}
     if isinstance(kept.get("messages"), list):
         kept["messages"] = [_plain_message(message) for message in kept["messages"]]
+    if isinstance(options := kept.get("stream_options"), dict):
+        kept["stream_options"] = _without_neutral(options, _NEUTRAL_IN_STREAM_OPTIONS, "stream_options.")
     return kept
+
+
+def _without_neutral(fields: dict[str, Any], offered: dict[str, tuple[Any, ...]], prefix: str = "") -> dict[str, Any]:
+    for name, neutral in offered.items():
+        if name in fields and fields[name] not in neutral:
+            message = f"{prefix}{name} is not offered by this service: leave it out."
+            raise bad_request(message, code="unsupported_parameter", param=f"{prefix}{name}")
+    return {name: value for name, value in fields.items() if name not in offered}
 
 
 def _plain_message(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
     return {name: value for name, value in message.items() if name not in _INERT_IN_MESSAGE}
-
-
-def _refusal(error: ValidationError) -> ApiError:
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    param = ".".join(str(step) for step in first["loc"]) or None
-    code = "unknown_parameter" if first["type"] == "extra_forbidden" else "invalid_value"
-    text = "is not a field of this request" if first["type"] == "extra_forbidden" else first["msg"].lower()
-    return bad_request(f"{param}: {text}.", code=code, param=param)

@@ -15,3 +15,12 @@ def from_rank_zero(make: Callable[[], T]) -> T:
     made: list[T | None] = [make() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(made)
     return cast("T", made[0])
+
+
+def from_all(mine: T) -> list[T]:
+    """What each process has, in the order of ranks, in every process; a collective call where there are several."""
+    if not dist.is_initialized():
+        return [mine]
+    all_of_them: list[T | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(all_of_them, mine)
+    return cast("list[T]", all_of_them)

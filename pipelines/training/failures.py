@@ -13,7 +13,7 @@ from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 
 from cluster.failures import JobFailedError
 from pipelines.training.recipe import TrainRecipe, states_folder
-from pipelines.training.states import newest_first
+from pipelines.training.states import latest
 
 _OWN_FAULTS = (ArithmeticError, ValueError, OSError, MemoryError, torch.OutOfMemoryError)
 """What a process fails of by itself; others then fail of the connection that broke."""
@@ -73,8 +73,14 @@ def _said(failure: BaseException) -> str:
 
 def _way_on(recipe: TrainRecipe) -> str:
     folder = states_folder(recipe)
-    if found := newest_first(folder, recipe.stages):
-        return f"the same command goes on from {found[0]}"
+    try:
+        found = latest(folder, recipe.stages)
+    except OSError:  # the storage is away, and must not hide why the run failed
+        return f"the same command goes on from the latest state in {folder}, if there is one"
+    refused = "".join(f"; {why}" for why in found.refused.values())
+    if found.uri is not None:
+        return f"the same command goes on from {found.uri}{refused}"
     return (
-        f"no state of it is in {folder}, so the same command begins the stage anew (save_every is {recipe.save_every})"
+        f"no usable state of it is in {folder}, so the same command begins the stage anew "
+        f"(save_every is {recipe.save_every}){refused}"
     )

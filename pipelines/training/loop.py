@@ -10,8 +10,9 @@ from pipelines.training.agreement import from_rank_zero
 from pipelines.training.engine import quiet_start
 from pipelines.training.plans import LoopSettings
 from pipelines.training.recipe import states_folder
+from pipelines.training.resuming import find_state
 from pipelines.training.stage import StageRun
-from pipelines.training.states import Found, forget_unfinished, latest
+from pipelines.training.states import Found, forget_unfinished
 
 
 def train_loop(settings: LoopSettings) -> None:
@@ -31,9 +32,5 @@ def train_loop(settings: LoopSettings) -> None:
 
 def _found_state(settings: LoopSettings) -> Found:
     """The latest resumable state of the run, after what killed processes left has been tidied up."""
-    folder = states_folder(settings.recipe)
-    forget_unfinished(folder)
-    found = latest(folder, settings.recipe.stages)
-    for uri, why in found.refused.items():
-        settings.board.post.remote({"kind": "refused", "name": uri, "why": why})
-    return found
+    forget_unfinished(states_folder(settings.recipe))
+    return find_state(settings.recipe, settings.board, refused={}, told={})

@@ -24,9 +24,9 @@ from pipelines.training.objective import Objective, freeze, router_of
 from pipelines.training.plans import LoopSettings, StagePlan
 from pipelines.training.preemption import Notice
 from pipelines.training.recipe import compressor_options, ledger_folder
+from pipelines.training.resuming import resume
 from pipelines.training.saving import Saving
 from pipelines.training.schedules import rate_factor
-from pipelines.training.state_files import load_state
 from pipelines.training.states import Found
 from qmop.annealing import router_state
 from qmop.compressors.elastic import draw_budget
@@ -83,7 +83,7 @@ class StageRun:
 
     def run(self, found: Found) -> None:
         """Train from a state, or from the beginning, to the end of the stage, saving and exporting on the way."""
-        start = self._resume(found)
+        start = resume(self.engine, found, self.recipe, self.plan.name, self.board)
         if self.rank == 0:
             self.board.post.remote({"kind": "start", "stage": self.plan.name, "step": start})
         batches = ahead(self._batches(self.plan.feed.at(start * self.plan.feed.step)))
@@ -102,17 +102,6 @@ class StageRun:
                 self.ledger.flush()
                 self.saving.save(self.engine, step + 1, at_once=leaving)
         self.saving.wait()
-
-    def _resume(self, found: Found) -> int:
-        """Load a state, if there is one; the number of steps that are done."""
-        if found.uri is None or found.card is None:
-            return 0
-        began = time.monotonic()
-        size = load_state(self.engine, found.uri, found.card)
-        if self.rank == 0:
-            note = {"kind": "resumed", "name": found.card.name, "bytes": size, "seconds": time.monotonic() - began}
-            self.board.post.remote(note)
-        return found.card.step
 
     def _batches(self, feed: CorpusFeed) -> Iterator[Batch]:
         split = own_split(feed)  # here and now: a collective call has no place in the thread that takes batches

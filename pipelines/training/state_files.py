@@ -1,4 +1,4 @@
-"""States on their way: out of an engine into files while training goes on, and back into an engine of any size."""
+"""States on their way out of an engine into files, while training goes on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import dropwhile
 from pathlib import Path
@@ -22,8 +21,6 @@ from torch import Tensor
 from cluster.storage import (
     StorageError,
     exists,
-    get_file,
-    is_s3,
     join,
     put_file,
     read_bytes,
@@ -31,7 +28,7 @@ from cluster.storage import (
     sha256_of,
     write_atomic,
 )
-from pipelines.training.fragments import KINDS, Fragment, adam_steps, held, put_back
+from pipelines.training.fragments import KINDS, adam_steps, held
 from pipelines.training.states import (
     Part,
     StateCard,
@@ -40,7 +37,6 @@ from pipelines.training.states import (
     is_usable,
     newest_first,
     part_name,
-    pieces,
     publish_state,
 )
 
@@ -185,49 +181,3 @@ def _proved(path: Path, copies: dict[tuple[str, int, int], dict[str, Tensor]]) -
 )
 def _uploaded(path: Path, uri: str) -> None:
     put_file(path, uri)
-
-
-def load_state(engine: Any, uri: str, card: StateCard) -> int:
-    """Put a state back into a fresh engine, fetching only the files that this process needs; a collective call.
-
-    Returns:
-        Bytes of the files that were fetched.
-
-    Raises:
-        ValueError: if a file's digest is not the card's, or the state lacks what the engine trains.
-    """
-    wanted = list(held(engine))
-    if unknown := [fragment.name for fragment in wanted if card.parameters.get(fragment.name) != fragment.whole]:
-        raise ValueError(f"state {uri} does not fit this model: {', '.join(unknown[:3])} missing or of another size")
-    needed = {part.name: part for f in wanted for part, *_ in pieces(card, f.name, f.start, f.count)}
-    with ExitStack() as opened:
-        scratch = opened.enter_context(tempfile.TemporaryDirectory())
-        files = {
-            name: (opened.enter_context(safe_open(_local(uri, part, scratch), framework="pt")), part)
-            for name, part in needed.items()
-        }
-
-        def fill(fragment: Fragment) -> dict[str, Tensor]:
-            values = {kind: torch.empty(fragment.count) for kind in KINDS}
-            for part, start, count in pieces(card, fragment.name, fragment.start, fragment.count):
-                first = start - part.fragments[fragment.name][0]
-                for kind in KINDS:
-                    stretch = files[part.name][0].get_slice(f"{kind}/{fragment.name}")[first : first + count]
-                    values[kind][start - fragment.start :][:count] = stretch
-            return values
-
-        put_back(engine, card.adam_step, fill)
-    return sum(part.size for part in needed.values())
-
-
-def _local(uri: str, part: Part, scratch: str) -> str:
-    """A part as a local file that is what the card says."""
-    place = join(uri, part.name)
-    if is_s3(uri):
-        copy = Path(scratch, part.name)
-        place, digest = str(copy), get_file(place, copy)
-    else:
-        digest = sha256_of(place)
-    if digest != part.sha256:
-        raise ValueError(f"state {uri} is damaged: the digest of {part.name} is not the one in its card")
-    return place

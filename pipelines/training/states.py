@@ -11,11 +11,11 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cluster.storage import exists, join, list_files, list_sizes, read_bytes, remove, write_atomic
+from cluster.storage import StorageError, exists, is_s3, join, list_files, list_sizes, read_bytes, remove, write_atomic
 
 CARD = "state.json"
 KEY_VARIABLE = "QMOP_STATE_KEY"
@@ -129,15 +129,23 @@ def read_state(uri: str) -> StateCard:
     return card
 
 
-def latest(folder: str, stages: tuple[str, ...]) -> Found:
-    """The newest state under a run's folder that can be loaded."""
-    refused: dict[str, str] = {}
+def latest(folder: str, stages: tuple[str, ...], refused: Mapping[str, str] | None = None) -> Found:
+    """The newest state under a run's folder whose card and sizes are right; what is refused already is passed over.
+
+    Raises:
+        StorageError: if S3 is out of reach, which says nothing about a state.
+    """
+    unusable = dict(refused or {})
     for uri in newest_first(folder, stages):
+        if uri in unusable:
+            continue
         try:
-            return Found(uri, read_state(uri), refused)
+            return Found(uri, read_state(uri), unusable)
         except (FileNotFoundError, ValueError) as error:
-            refused[uri] = str(error)
-    return Found(refused=refused)
+            if isinstance(error, StorageError) and is_s3(uri):
+                raise
+            unusable[uri] = str(error)
+    return Found(refused=unusable)
 
 
 def is_usable(uri: str) -> bool:

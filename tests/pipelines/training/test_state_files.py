@@ -4,49 +4,16 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from cluster.storage import StorageError
 from pipelines.training import state_files
-from pipelines.training.state_files import StateWriter, load_state
+from pipelines.training.state_loading import load_state
 from pipelines.training.states import KEY_VARIABLE, latest, read_state
-
-FACTS: dict[str, Any] = {"recipe": {}, "corpus_digest": "c", "versions": {}, "zero": 0}
-
-
-def engine(seed: int = 0) -> Any:
-    """What DeepSpeed leaves of an engine without ZeRO: a module, one part of which is frozen, and its optimiser."""
-    torch.manual_seed(seed)
-    module = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2))
-    module[0].bias.requires_grad_(requires_grad=False)
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return SimpleNamespace(module=module, optimizer=torch.optim.AdamW(trained, lr=0.05, betas=(0.9, 0.98)))
-
-
-def train(ours: Any, steps: range) -> list[float]:
-    losses = []
-    for step in steps:
-        given = torch.randn(16, 4, generator=torch.Generator().manual_seed(step))
-        loss = ours.module(given).pow(2).mean() + ours.module(given).sum()
-        ours.optimizer.zero_grad()
-        loss.backward()
-        ours.optimizer.step()
-        losses.append(loss.item())
-    return losses
-
-
-def writer(folder: Path, notes: list[dict[str, Any]], **changes: Any) -> StateWriter:
-    fields: dict[str, Any] = {"rank": 0, "world": 1, "token": "t", "keep": 2, "stages": ("align", "tune")}
-    return StateWriter(folder=str(folder), tell=notes.append, **(fields | changes))
-
-
-def save(ours: Any, states: StateWriter, step: int) -> None:
-    states.save(ours, stage="tune", step=step, position=step * 16, **FACTS)
+from tests.pipelines.training.engines import FACTS, engine, save, train, writer
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -195,22 +162,3 @@ def test_a_process_that_gives_nothing_is_waited_for_only_so_long(
     assert notes[0]["kind"] == "state_failed"
     assert "part-00001-of-00002.safetensors.t.json did not appear within" in notes[0]["error"]
     assert latest(str(tmp_path), ("tune",)).uri is None
-
-
-def test_a_file_that_changed_or_another_model_is_refused(tmp_path: Path) -> None:
-    states = writer(tmp_path, [])
-    save(engine(), states, 1)
-    states.wait()
-    uri = str(tmp_path / "tune-00000001")
-    card = read_state(uri)
-    other = engine()
-    other.module.append(nn.Linear(2, 2))
-    other.optimizer = torch.optim.AdamW([p for p in other.module.parameters() if p.requires_grad])
-    with pytest.raises(ValueError, match=r"does not fit this model: 3\.weight, 3\.bias missing or of another size"):
-        load_state(other, uri, card)
-    file = tmp_path / "tune-00000001" / "part-00000-of-00001.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    with pytest.raises(ValueError, match=r"the digest of part-00000-of-00001\.safetensors is not the one"):
-        load_state(engine(), uri, card)

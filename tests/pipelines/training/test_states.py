@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.storage import StorageError
+from pipelines.training import states
 from pipelines.training.states import (
     CARD,
     KEY_VARIABLE,
@@ -89,6 +91,22 @@ def test_the_newest_state_that_is_whole_is_taken(tmp_path: Path) -> None:
     assert list(found.refused) == [newer]
     assert "part-0 missing" in found.refused[newer]
     assert latest(str(tmp_path / "none"), STAGES).uri is None
+
+
+def test_a_state_that_is_known_to_be_unusable_is_passed_over(tmp_path: Path) -> None:
+    older, newer = (write(tmp_path, replace(STATE, step=step)) for step in (20, 30))
+    found = latest(str(tmp_path), STAGES, {newer: "the digest"})
+    assert (found.uri, found.refused) == (older, {newer: "the digest"})
+
+
+def test_a_store_out_of_reach_makes_no_state_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(uri: str) -> StateCard:
+        raise StorageError(f"{uri} cannot be reached")
+
+    monkeypatch.setattr(states, "newest_first", lambda *_: ["s3://b/states/tune-00000020"])
+    monkeypatch.setattr(states, "read_state", away)
+    with pytest.raises(StorageError, match="tune-00000020 cannot be reached"):
+        latest("s3://b/states", STAGES)
 
 
 def test_nothing_becomes_visible_that_is_not_whole(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from torch import nn
 
 from cluster.ports import free_port
 from pipelines.training.engine import quiet_start
-from pipelines.training.state_files import StateWriter, load_state
+from pipelines.training.state_files import StateWriter
+from pipelines.training.state_loading import load_state
 from pipelines.training.states import latest
 
 WAYS = [(zero, precision) for precision in ("fp32", "bf16") for zero in (0, 1, 2, 3)]

@@ -117,7 +117,10 @@ class Compressor(nn.Module, ABC):
         return tokens
 
     def training_budgets(self) -> tuple[int, ...]:
-        """Budgets of which one is drawn per training step; a single one for methods built for it."""
+        """Budgets of which one is drawn per training step; a single one for methods built for it.
+
+        Training-free elastic methods have nothing to learn from several, so they too are tuned at the built one.
+        """
         return (self.tokens,)
 
     def align(self, features: VisualFeatures, query: Query | None = None) -> CompressedTokens:
@@ -177,6 +180,17 @@ def stride_of(grid: int, tokens: int) -> int:
             f"{', '.join(map(str, fitting))} tokens: choose one of these"
         )
     return grid // side
+
+
+def fitting_budgets(grid: int, most: int, least: int = 4) -> tuple[int, ...]:
+    """Counts of all strides that divide a grid, from `most` down to `least` (or to `most` itself, if smaller)."""
+    counts = [(grid // stride) ** 2 for stride in range(1, grid + 1) if grid % stride == 0]
+    return tuple(count for count in counts if min(least, most) <= count <= most)
+
+
+def nested_budgets(most: int) -> tuple[int, ...]:
+    """What nested queries are trained with: 2, 4, 6 and so on (MQT), and `most` itself, so that all of them learn."""
+    return (*range(2, most, 2), most)
 
 
 def budget(own: int, asked: int | None, name: str) -> int:

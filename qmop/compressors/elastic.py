@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from qmop.compressors.base import Compressor, in_range, stride_of
+from qmop.compressors.base import Compressor, fitting_budgets, in_range, stride_of
 from qmop.compressors.mixture import ALIGN, Mixture
 from qmop.compressors.registry import register
 from qmop.vtcbench.draws import Draws
@@ -60,12 +60,6 @@ class ElasticMixture(Mixture):
     def training_budgets(self) -> tuple[int, ...]:
         """The drawn ones while tuning; alignment shows all branches at the largest."""
         return (self.tokens,) if self.stage == ALIGN else self.budgets
-
-
-def fitting_budgets(grid: int, most: int, least: int = 4) -> tuple[int, ...]:
-    """Counts of all strides that divide a grid, from `most` down to `least` (or to `most` itself, if smaller)."""
-    counts = [(grid // stride) ** 2 for stride in range(1, grid + 1) if grid % stride == 0]
-    return tuple(count for count in counts if min(least, most) <= count <= most)
 
 
 def draw_budget(method: Compressor, seed: int, step: int) -> int:

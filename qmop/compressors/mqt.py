@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
-from qmop.compressors.base import Compressor, Declaration, one_of
+from qmop.compressors.base import Compressor, Declaration, nested_budgets, one_of
 from qmop.compressors.convolutions import as_map
 from qmop.compressors.registry import register
 from qmop.compressors.resampler import sincos_2d
@@ -36,8 +36,9 @@ def resized(table: Tensor, grid: int) -> Tensor:
 class MatryoshkaQueries(Compressor):
     """One cross-attention of learned queries; m tokens are the answers to the first m queries.
 
-    Trained with a budget drawn per step (the paper: all 256 in the first stage, then one of 2, 4, ..., 256), one
-    model serves every budget: pass `tokens=`. The first m tokens are the same whatever the budget.
+    Trained with a budget drawn per step, one of 2, 4, ..., `queries`, one model serves every budget: pass `tokens=`.
+    The first m tokens are the same whatever the budget. (The paper draws in its second stage only and shows all 256
+    in the first; here both stages draw.)
 
     The paper describes attention over the image's features, but in the published code, which its numbers come from,
     the keys are the positions alone: where a query looks does not depend on the image, and its content enters
@@ -50,7 +51,8 @@ class MatryoshkaQueries(Compressor):
         grid: side of the patch grid.
         tokens: M, the budget where a call names none.
         language_width: D.
-        queries: how many queries are learned, at least M; the most that a call may ask for.
+        queries: how many queries are learned, at least M; the most that a call may ask for, if there are as many
+            patches.
         heads: attention heads.
         keys: `positions` (the published code) or `content`.
 
@@ -125,15 +127,22 @@ class MatryoshkaQueries(Compressor):
         )
         return CompressedTokens(tokens_BMC=self.readout(self.output(mixed_BhMd.transpose(1, 2).flatten(2))))
 
+    def training_budgets(self) -> tuple[int, ...]:
+        """2, 4, ..., up to all queries, or as many as there are patches."""
+        return nested_budgets(self._most)
+
+    @property
+    def _most(self) -> int:
+        return min(self.queries, self.grid**2)
+
     def _split(self, states: Tensor, patches_BNC: Tensor) -> Tensor:
         """States by head, `(B, heads, length, head width)`; what all images share is not copied."""
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(patches_BNC), -1, -1, -1)
 
     def _count(self, asked: int | None) -> int:
-        most = min(self.queries, self.grid**2)
-        if asked is not None and not 1 <= asked <= most:
+        if asked is not None and not 1 <= asked <= self._most:
             raise ValueError(
                 f"tokens is {asked}, but this mqt has {self.queries} queries for {self.grid**2} patches: "
-                f"choose 1 to {most}"
+                f"choose 1 to {self._most}"
             )
         return self.tokens if asked is None else asked

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from qmop.compressors.attention import KeyValue, Norm, ValueInit
-from qmop.compressors.base import Compressor, Declaration, budget
+from qmop.compressors.base import Compressor, Declaration, budget, nested_budgets
 from qmop.compressors.registry import register
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
@@ -42,7 +42,7 @@ class Resampler(Compressor):
         norm: where LayerNorm stands (open in the paper).
         value_init: start of the value path, see `KeyValue`.
         positions: add fixed sine-cosine positions to the keys (open in the paper).
-        nested: take any smaller budget per call, which uses the first queries only.
+        nested: take any smaller budget per call, which uses the first queries only; training draws one per step.
     """
 
     declaration = Declaration(name="resampler", source="QMoP, arXiv 2603.21232, Sec. 3.3", trained=True)
@@ -90,6 +90,10 @@ class Resampler(Compressor):
         queries = heads(parts.query_norm(self.query_MC[:count])).expand(batch, -1, -1, -1)
         mixed = F.scaled_dot_product_attention(queries, heads(keys), heads(values))
         return CompressedTokens(tokens_BMC=parts.output(mixed.transpose(1, 2).reshape(batch, count, self.width)))
+
+    def training_budgets(self) -> tuple[int, ...]:
+        """2, 4, ..., M where queries are nested, as MQT; M alone otherwise."""
+        return nested_budgets(self.tokens) if self.nested else (self.tokens,)
 
     def _count(self, tokens: int | None) -> int:
         if not self.nested or tokens is None:

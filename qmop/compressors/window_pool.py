@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import initialization as init
 
 from qmop.compressors.attention import KeyValue, Norm, ValueInit
-from qmop.compressors.base import Compressor, Declaration, budget, stride_of
+from qmop.compressors.base import Compressor, Declaration, budget, fitting_budgets, stride_of
 from qmop.compressors.registry import register
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
@@ -26,7 +26,8 @@ class WindowPool(Compressor):
         heads: attention heads (open in the paper).
         norm: where LayerNorm stands (open in the paper).
         value_init: start of the value path, see `KeyValue`.
-        elastic: take any fitting budget per call, with the query map interpolated to its size.
+        elastic: take any fitting budget per call, with the query map interpolated to its size; training draws one
+            per step.
     """
 
     declaration = Declaration(name="window_pool", source="QMoP, arXiv 2603.21232, Sec. 3.3", trained=True)
@@ -74,6 +75,10 @@ class WindowPool(Compressor):
         logits = (windows(keys) * queries).sum(-1) * parts.head_width**-0.5
         pooled = (logits.softmax(dim=2).unsqueeze(-1) * windows(values)).sum(2)
         return CompressedTokens(tokens_BMC=parts.output(pooled.flatten(2)))
+
+    def training_budgets(self) -> tuple[int, ...]:
+        """Where elastic, every even stride's count from M down to four, as `qmop-elastic`; M alone otherwise."""
+        return fitting_budgets(self.grid, self.tokens) if self.elastic else (self.tokens,)
 
     def query_map(self, side: int) -> Tensor:
         """The learned queries on a `side` x `side` map, `(side * side, C)`; bilinear at other sizes than their own."""

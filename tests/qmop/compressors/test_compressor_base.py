@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from qmop.compressors.base import Declaration, budget, in_range, one_of, stride_of
+from qmop.compressors.base import Declaration, budget, fitting_budgets, in_range, nested_budgets, one_of, stride_of
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,16 @@ def test_an_elastic_budget_stays_within_the_grid() -> None:
     assert [in_range(tokens, 6) for tokens in (1, 36)] == [1, 36]
     with pytest.raises(ValueError, match="tokens is 37, but a 6 x 6 grid has 36 patches: choose 1 to 36"):
         in_range(37, 6)
+
+
+def test_fitting_budgets_follow_the_grid() -> None:
+    assert fitting_budgets(24, 144) == (144, 64, 36, 16, 9, 4)
+    assert fitting_budgets(12, 1) == (1,)
+
+
+def test_nested_budgets_are_even_and_end_with_all() -> None:
+    assert nested_budgets(256) == tuple(range(2, 257, 2))
+    assert [nested_budgets(most) for most in (1, 2, 5)] == [(1,), (2,), (2, 4, 5)]
 
 
 def test_choices_are_checked_against_the_type() -> None:

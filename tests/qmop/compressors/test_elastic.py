@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from qmop.compressors.elastic import ElasticMixture, draw_budget, fitting_budgets
+from qmop.compressors.elastic import ElasticMixture, draw_budget
 from qmop.compressors.mixture import ALIGN
 from qmop.features import Query, VisualFeatures
 
@@ -80,11 +80,6 @@ def test_budgets_may_be_named() -> None:
         elastic(budgets=[])
     with pytest.raises(ValueError, match="built for at most 9"):
         elastic(budgets=[36])
-
-
-def test_fitting_budgets_follow_the_grid() -> None:
-    assert fitting_budgets(24, 144) == (144, 64, 36, 16, 9, 4)
-    assert fitting_budgets(12, 1) == (1,)
 
 
 def test_aligning_has_the_built_budget(make_features: MakeFeatures) -> None:

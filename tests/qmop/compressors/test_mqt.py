@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qmop.compressors import build_projector, list_compressors
+from qmop.compressors.elastic import draw_budget
 from qmop.compressors.mqt import MatryoshkaQueries, columns_first, resized
 from qmop.features import VisualFeatures
 from qmop.modeling_qmop import QMoPForConditionalGeneration
@@ -219,6 +221,22 @@ def test_models_serve_several_budgets_and_are_read_back_bit_by_bit(pictures: Pic
 def test_more_tokens_than_queries_are_refused(make_features: MakeFeatures, tokens: int) -> None:
     with pytest.raises(ValueError, match=f"tokens is {tokens}, but this mqt has 25 queries .*: choose 1 to 25"):
         matryoshka()(make_features(1), tokens=tokens)
+
+
+def test_training_draws_even_budgets_up_to_all_queries_or_patches(make_features: MakeFeatures) -> None:
+    with torch.device("meta"):
+        published: Any = build_projector("mqt", tokens=144).compressor
+    assert published.training_budgets() == tuple(range(2, 257, 2))
+    drawn = Counter(draw_budget(published, 7, step) for step in range(12_800))
+    assert set(drawn) == set(published.training_budgets())
+    assert all(50 < count < 160 for count in drawn.values())  # 100 each, give or take six deviations
+    small, odd = matryoshka(grid=3), matryoshka()
+    assert small.training_budgets() == (2, 4, 6, 8, 9)  # 25 queries, nine patches
+    assert odd.training_budgets()[-3:] == (22, 24, 25)
+    for method in (small, odd):
+        features = make_features(1, grid=method.grid)
+        shown = [method(features, tokens=count).tokens_BMC.shape[1] for count in method.training_budgets()]
+        assert shown == list(method.training_budgets())
 
 
 def test_more_tokens_than_patches_are_refused(make_features: MakeFeatures) -> None:

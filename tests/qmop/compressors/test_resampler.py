@@ -89,3 +89,10 @@ def test_widths_and_heads_that_do_not_fit_are_refused() -> None:
 def test_another_budget_is_refused(make_features: MakeFeatures) -> None:
     with pytest.raises(ValueError, match="tokens is 9, but this resampler was built for 5"):
         resampler()(make_features(1), tokens=9)
+
+
+def test_nested_queries_train_at_drawn_budgets_and_others_at_their_own(make_features: MakeFeatures) -> None:
+    method, features = resampler(nested=True), make_features(1)
+    assert method.training_budgets() == (2, 4, 5)
+    assert [method(features, tokens=count).tokens_BMC.shape[1] for count in (2, 4, 5)] == [2, 4, 5]
+    assert resampler().training_budgets() == (5,)

@@ -93,3 +93,10 @@ def test_a_grid_that_does_not_divide_names_the_counts_that_fit() -> None:
 def test_another_budget_is_refused(make_features: MakeFeatures) -> None:
     with pytest.raises(ValueError, match="tokens is 4, but this window_pool was built for 9"):
         pool()(make_features(1), tokens=4)
+
+
+def test_an_elastic_query_map_trains_at_drawn_budgets_and_others_at_their_own(make_features: MakeFeatures) -> None:
+    method, features = pool(elastic=True, tokens=36), make_features(1)
+    assert method.training_budgets() == (36, 9, 4)
+    assert [method(features, tokens=count).tokens_BMC.shape[1] for count in (36, 9, 4)] == [36, 9, 4]
+    assert pool(tokens=36).training_budgets() == (36,)

@@ -12,6 +12,7 @@ import ray
 
 from cluster import storage
 from cluster.capacity import require
+from cluster.holding import held
 from cluster.progress import Progress
 from cluster.storage import absolute
 from pipelines.corpus import quarantine, statistics
@@ -28,10 +29,11 @@ from pipelines.corpus.manifest import (
 from pipelines.corpus.parts import FORMAT, ORIGINS, PARTS, Job, Part
 from pipelines.corpus.recipe import PrepareRecipe
 from pipelines.corpus.samples import UNCOUNTED, Fault, Origin
-from pipelines.corpus.sources import Unit, open_source
+from pipelines.corpus.sources import Source, Unit, open_source
 from pipelines.corpus.sources.base import digest_of
 from pipelines.corpus.workers import mapped, spread
 
+_HOLDER = "prepare.lease.json"
 _SHOWN = 5
 _READERS = 16
 
@@ -47,6 +49,7 @@ def prepare(recipe: PrepareRecipe, progress: Progress) -> Manifest:
 
     Raises:
         FileNotFoundError: if the source is not there.
+        HeldError: if another process that lives prepares into the same output.
         ValueError: if the source is malformed as a whole, the output folder holds another corpus, more samples are
             bad than the recipe allows or none is good, or the Ray cluster has no CPU to spare.
     """
@@ -55,10 +58,21 @@ def prepare(recipe: PrepareRecipe, progress: Progress) -> Manifest:
     with progress.stage(f"Looking at the {recipe.source} source"):
         tokenizer = _tokenizer(recipe)
         plan = digest_of(LAYOUT, FORMAT, recipe.content(), tokenizer, source.fingerprint())
-        existing = _existing(output, plan, overwrite=recipe.overwrite)
-    if existing is not None:
-        progress.say(f"Corpus {output} is complete: {existing.written} samples, nothing to do")
-        return existing
+        existing = None if recipe.overwrite else _complete(output, plan)
+    if existing is None:  # what is complete is not even written a lease into
+        with held(storage.join(output, _HOLDER), f"output {output}", say=progress.say):
+            return _prepared(recipe, source, output, plan, progress)
+    return _told(existing, progress)
+
+
+def _prepared(recipe: PrepareRecipe, source: Source, output: str, plan: str, progress: Progress) -> Manifest:
+    """Make or finish the corpus in an output that no other run writes to."""
+    storage.remove_abandoned(output)
+    if recipe.overwrite:
+        _clear(output)
+    elif (existing := _complete(output, plan)) is not None:  # by whoever held the output until now
+        return _told(existing, progress)
+    storage.remove(storage.join(output, NAME))
     if ray.is_initialized():
         require(what="preparing shards", num_cpus=1, progress=progress)
     job = Job(
@@ -79,6 +93,11 @@ def prepare(recipe: PrepareRecipe, progress: Progress) -> Manifest:
     return _commit(recipe, job, parts, progress)
 
 
+def _told(existing: Manifest, progress: Progress) -> Manifest:
+    progress.say(f"Corpus {existing.folder} is complete: {existing.written} samples, nothing to do")
+    return existing
+
+
 def _tokenizer(recipe: PrepareRecipe) -> str:
     """The digest of the tokenizer that counts, after a look whether it can be read."""
     if recipe.tokenizer is None:
@@ -87,22 +106,21 @@ def _tokenizer(recipe: PrepareRecipe) -> str:
     return storage.sha256_of(statistics.tokenizer_uri(recipe.tokenizer))
 
 
-def _existing(output: str, plan: str, *, overwrite: bool) -> Manifest | None:
-    """The complete corpus of this very plan, if there is one; makes room for a new one where that is asked for."""
-    if overwrite:
-        _clear(output)
+def _complete(output: str, plan: str) -> Manifest | None:
+    """The complete corpus of this very plan, if there is one; one that lacks shards is to be finished.
+
+    Raises:
+        ValueError: if there is a corpus of another plan.
+    """
     if not storage.exists(storage.join(output, NAME)):
         return None
     found = load_manifest(output)
-    if found.plan == plan and not misfits(found):
-        return found
     if found.plan != plan:
         raise ValueError(
             f"output: {output} holds a corpus from another recipe or from other raw data, choose another folder or "
             "set overwrite to true"
         )
-    storage.remove(storage.join(output, NAME))
-    return None
+    return None if misfits(found) else found
 
 
 def _clear(output: str) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from cluster.holding import HeldError
 from cluster.progress import Progress
-from pipelines.corpus.manifest import verify
+from pipelines.corpus import prepare as module
+from pipelines.corpus.manifest import Manifest, verify
 from pipelines.corpus.parts import Job, Part
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import Duplicates
@@ -72,8 +74,9 @@ LEFT: dict[str, list[int]] = {
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("death", DEATHS)
 def test_a_killed_run_is_finished_to_the_same_corpus(
-    death: str, jpegs: list[bytes], tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch
+    death: str, jpegs: list[bytes], tmp_path: Path, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    progress = Progress(stream=lines)
     records = [Record(f"{number:02d}", data, f"Words {number}.") for number, data in enumerate(jpegs)]
     records += [Record("90", jpegs[0], "Words 0."), Record("91", b"", "x")]
     fields = write("folder", tmp_path / "raw", records)
@@ -84,6 +87,7 @@ def test_a_killed_run_is_finished_to_the_same_corpus(
     killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert not (output / "manifest.json").exists()
+    assert bool(halves(output)) == (death == "in the middle of a shard")
     made: list[int] = []
     real = Job.run
 
@@ -97,12 +101,63 @@ def test_a_killed_run_is_finished_to_the_same_corpus(
     assert (again.digest, again.quarantined) == (whole.digest, {"corrupt_image": 1, "duplicate": 1})
     verify(again)
     assert files(output) == files(tmp_path / "whole")
+    assert "waiting" not in lines.getvalue()
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Everything but what a killed process had not finished to write."""
+    """Everything but the lease, which counts its holders."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: data for name, data in found.items() if ".qmop-tmp-" not in name}
+    return {name: data for name, data in found.items() if "prepare.lease.json" not in name}
+
+
+def halves(folder: Path) -> list[Path]:
+    """What a killed process had not finished to write."""
+    return [path for path in folder.rglob(".qmop-tmp-*") if not path.name.endswith(".lock")]
+
+
+def test_a_second_run_into_the_folder_is_refused_while_the_first_works(
+    jpegs: list[bytes], tmp_path: Path, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [Record(f"{number:02d}", data, f"Words {number}.") for number, data in enumerate(jpegs[:7])]
+    mine = recipe("folder", str(tmp_path / "out"), write("folder", tmp_path / "one", records))
+    others = write("folder", tmp_path / "two", records[3:])
+    refused: list[str] = []
+    real = Job.run
+
+    def overtaken(job: Job, unit: Unit, *repeated: Any) -> Part:
+        part = real(job, unit, *repeated)
+        if not refused:
+            for overwrite in (False, True):
+                with pytest.raises(HeldError) as caught:
+                    prepare(recipe("folder", str(tmp_path / "out"), others, overwrite=overwrite), progress)
+                refused.append(str(caught.value))
+        return part
+
+    monkeypatch.setattr(Job, "run", overtaken)
+    manifest = prepare(mine, progress)
+    assert (manifest.written, len(refused)) == (7, 2)
+    verify(manifest)
+    for said in refused:
+        assert said.startswith(f"output {tmp_path / 'out'} is in use by process {os.getpid()} on ")
+        assert "choose another output" in said
+
+
+def test_who_waited_for_the_folder_finds_the_corpus_complete(
+    jpegs: list[bytes], tmp_path: Path, progress: Progress, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = [Record(f"{number:02d}", data, f"Words {number}.") for number, data in enumerate(jpegs[:7])]
+    asked = recipe("folder", str(tmp_path / "out"), write("folder", tmp_path / "raw", records))
+    real, first = module.held, list[Manifest]()
+
+    def late(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(module, "held", real)
+        first.append(prepare(asked, progress))
+        monkeypatch.setattr(Job, "run", None)
+        return real(*given, **named)
+
+    monkeypatch.setattr(module, "held", late)
+    assert prepare(asked, progress) == first[0]
+    assert "nothing to do" in lines.getvalue()
 
 
 def test_a_complete_corpus_is_not_touched(

@@ -14,7 +14,7 @@ from typing import Any
 
 import tenacity
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -109,7 +109,7 @@ class StateWriter:
                 self._forget_old(name)
                 note = {"kind": "state", "name": name, "bytes": whole, "seconds": time.monotonic() - began}
                 self.tell(note)
-        except (OSError, ValueError, TimeoutError) as error:  # training goes on; the state before stays
+        except (OSError, ValueError, SafetensorError) as error:  # training goes on; the state before stays
             self.tell({"kind": "state_failed", "name": name, "rank": self.rank, "error": str(error)})
 
     def _write_part(self, uri: str, copies: dict[tuple[str, int, int], dict[str, Tensor]]) -> None:

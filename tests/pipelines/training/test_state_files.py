@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cluster.storage import StorageError
 from pipelines.training import state_files
@@ -130,6 +134,47 @@ def test_trouble_with_the_store_is_told_and_the_state_before_stays(
     found = latest(str(tmp_path), ("tune",))
     assert found.card is not None
     assert found.card.step == 1
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond so many bytes: to a writer the same as a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_the_next_state_is_written(tmp_path: Path) -> None:
+    ours, notes = engine(), []
+    states = writer(tmp_path, notes)
+    with files_up_to(600):  # the part has more
+        save(ours, states, 1)
+        states.wait()
+    save(ours, states, 2)
+    states.wait()
+    assert [(note["kind"], note["name"]) for note in notes] == [
+        ("state_failed", "tune-00000001"),
+        ("state", "tune-00000002"),
+    ]
+    assert "File too large" in notes[0]["error"]
+    assert visible(tmp_path) == [2]
+
+
+def test_a_file_that_cannot_be_read_back_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        save_file(tensors, path)
+        path.write_bytes(path.read_bytes()[:-1])
+
+    monkeypatch.setattr(state_files, "save_file", cut)
+    notes: list[dict[str, Any]] = []
+    states = writer(tmp_path, notes)
+    save(engine(), states, 1)
+    states.wait()
+    assert notes[0]["kind"] == "state_failed"
+    assert visible(tmp_path) == []
 
 
 def test_a_store_that_stumbles_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,10 @@
 
 Two checkpoints of one method that differ in their seed alone differ too, so a test of two checkpoints says nothing
 about their methods. Here both what was trained and what was asked is drawn anew in every resample. Few runs tell little
-about their own spread: at a level of 5 %, seven of a hundred comparisons of equals are found different with six runs of
-each, and eight with three.
+about their own spread, so the spread is drawn as well, as it is in Student's t: without that, at a level of 5 %, twelve
+of a hundred comparisons of equals with three runs each were found different, and with it at most five, whether runs
+differ by much, by little or not at all. The 95 % interval of one method then holds its true accuracy in 92 to 95 of a
+hundred cases with three or six runs, and in 89 with two; from a single run nothing is known about what runs differ by.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from qmop.vtcbench.statistics import LEVEL, RESAMPLES, Estimate, resampled_means
 class Difference:
     """A method against another: the mean difference of their accuracies over seeds, and how sure it is.
 
-    `p_value` is two-sided; `runs` counts those of the first and the second.
+    `p_value` is two-sided, and `least_p` the smallest that so many resamples can give; `runs` counts those of the first
+    and the second.
     """
 
     estimate: Estimate
     p_value: float
     runs: tuple[int, int]
+    least_p: float = 0.0
 
 
 def method_accuracy(scores: ArrayLike, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
@@ -43,7 +47,7 @@ def method_accuracy(scores: ArrayLike, seed: int = 0, resamples: int = RESAMPLES
     """
     runs = _runs(scores)
     draws = _resampled([runs], seed, resamples)[0]
-    low, high = _interval(draws)
+    low, high = _interval(draws.clip(0, 1))  # few runs far apart reach beyond
     return Estimate(value=float(runs.mean()), low=low, high=high, n=runs.shape[1])
 
 
@@ -69,7 +73,9 @@ def method_difference(base: ArrayLike, other: ArrayLike, seed: int = 0, resample
     low, high = _interval(draws)
     estimate = Estimate(value=float(second.mean() - first.mean()), low=low, high=high, n=first.shape[1])
     beyond = 1 + min(int((draws <= 0).sum()), int((draws >= 0).sum()))
-    return Difference(estimate=estimate, p_value=min(1.0, 2 * beyond / (resamples + 1)), runs=(len(first), len(second)))
+    least = 2 / (resamples + 1)
+    count = (len(first), len(second))
+    return Difference(estimate=estimate, p_value=min(1.0, beyond * least), runs=count, least_p=least)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -100,6 +106,8 @@ def _between(method: NDArray[np.float64], rng: np.random.Generator, resamples: i
 
     Run means vary by what runs differ in and by the noise of single answers; the second, estimated from what neither
     run nor item explains, is taken out. Resampling few runs gives a spread too small by (runs - 1) / runs: put back.
+    The spread of few runs is itself a guess; dividing each draw by the root of a chi-square over its degrees of freedom
+    makes tails as long as those of Student's t with runs - 1.
     """
     count, items = method.shape
     if count == 1:
@@ -110,7 +118,8 @@ def _between(method: NDArray[np.float64], rng: np.random.Generator, resamples: i
     noise = (rest * rest).sum() / ((count - 1) * max(1, items - 1)) / items
     true = max(0.0, 1.0 - noise / spread) if spread > 0 else 0.0
     drawn: NDArray[np.float64] = off[rng.integers(count, size=(resamples, count))].mean(axis=1)
-    return drawn * np.sqrt(true * count / (count - 1))
+    guessed = np.sqrt(rng.chisquare(count - 1, size=resamples) / (count - 1))
+    return drawn / guessed * np.sqrt(true * count / (count - 1))
 
 
 def _interval(draws: NDArray[np.float64]) -> tuple[float, float]:

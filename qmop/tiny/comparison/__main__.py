@@ -25,12 +25,12 @@ import transformers
 from qmop.tiny.comparison import kept
 from qmop.tiny.comparison.material import base_digest
 from qmop.tiny.comparison.results import gather
-from qmop.tiny.comparison.rows import ABLATIONS, BUDGETS, OTHER_METHODS, PRIMARY_ROWS, Settings, Unit, plan
+from qmop.tiny.comparison.rows import ABLATIONS, BUDGETS, OTHER_METHODS, PRIMARY_ROWS, UNTUNED, Settings, Unit, plan
 from qmop.tiny.comparison.runs import finished, run_all, unfinished
 from qmop.tiny.comparison.table import page
 from qmop.vtcbench.records import Record
 
-GROUPS = {"primary": PRIMARY_ROWS, "methods": OTHER_METHODS, "ablations": ABLATIONS}
+GROUPS = {"primary": PRIMARY_ROWS, "methods": OTHER_METHODS, "ablations": ABLATIONS, "untuned": UNTUNED}
 
 _log = logging.getLogger("qmop.comparison")
 

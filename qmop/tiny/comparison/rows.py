@@ -43,6 +43,7 @@ class Row:
         shuffled: the question that the compressor is given belongs to another picture of the batch.
         oracle: the class token's attention, by which the method prunes, is made to point at what the question asks for.
         seeded: the method draws by a seed of its own, which is then the run's.
+        tuned: whether anything is tuned; without it the method stands before the base's own connector and language model.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Row:
     shuffled: bool = False
     oracle: bool = False
     seeded: bool = False
+    tuned: bool = True
 
 
 def _qmop(name: str, **changed: Any) -> Row:
@@ -113,7 +115,20 @@ ABLATIONS = (
     _qmop("no alignment", aligned=False),
 )
 
-ROWS = {row.name: row for row in (*PRIMARY_ROWS, *OTHER_METHODS, *ABLATIONS)}
+UNTUNED = (
+    Row(name="untuned random", method="random_tokens", seeded=True, tuned=False),
+    *(
+        Row(name=f"untuned {method}", method=method, seeds=1, tuned=False)
+        for method in (
+            *("downsample", "average_pool", "prune", "recoverable"),
+            *("fastervlm", "prumerge", "visionzip", "cdpruner"),
+        )
+    ),
+)
+"""Training-free methods as they are: their only parameters are the connector's. Without tuning, but for `random` nothing
+depends on a seed."""
+
+ROWS = {row.name: row for row in (*PRIMARY_ROWS, *OTHER_METHODS, *ABLATIONS, *UNTUNED)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +180,8 @@ class Unit:
     def digest(self, settings: Settings, base_digest: str) -> str:
         """SHA-256 of everything that shapes the result."""
         row = {name: value for name, value in asdict(self.row).items() if name not in ("seeds", "budgets", "group")}
+        if self.row.tuned:  # a later field: the records of what is tuned keep their names
+            del row["tuned"]
         told = {"row": row, "tokens": self.tokens, "seed": self.seed, "base_digest": base_digest}
         shared = {name: value for name, value in asdict(settings).items() if name != "base"}
         return hashlib.sha256(json.dumps({**told, **shared}, sort_keys=True).encode()).hexdigest()
@@ -184,7 +201,7 @@ def plan(names: Sequence[str], budgets: Sequence[int], seeds: int | None = None)
     if unknown := [name for name in names if name not in ROWS]:
         raise ValueError(
             f"rows names {', '.join(unknown)}, which are neither rows nor groups: "
-            f"choose among primary, methods, ablations, {', '.join(ROWS)}"
+            f"choose among primary, methods, ablations, untuned, {', '.join(ROWS)}"
         )
     if odd := [str(tokens) for tokens in budgets if tokens not in (*BUDGETS, FULL)]:
         raise ValueError(
@@ -198,8 +215,12 @@ def plan(names: Sequence[str], budgets: Sequence[int], seeds: int | None = None)
         for name in dict.fromkeys(names)
         for tokens in ROWS[name].budgets
         if tokens in budgets or len(ROWS[name].budgets) == 1
-        for seed in range(min(ROWS[name].seeds if tokens in (PRIMARY, FULL) else 2, seeds or FULL))
+        for seed in range(min(_seeds(ROWS[name], tokens), seeds or FULL))
     ]
     order = {tokens: place for place, tokens in enumerate((PRIMARY, FULL, *BUDGETS[1:]))}
     early = {PRIMARY: 0, FULL: 0}
     return sorted(units, key=lambda unit: (early.get(unit.tokens, order[unit.tokens]), unit.seed))
+
+
+def _seeds(row: Row, tokens: int) -> int:
+    return row.seeds if tokens in (PRIMARY, FULL) else min(row.seeds, 2)

@@ -126,7 +126,13 @@ def enrol(settings: Settings, unit: Unit) -> Student:
 
 
 def tune(student: Student, settings: Settings, unit: Unit, material: Material, say: Callable[[str], None]) -> None:
-    """What is new by itself (see `warming`), then both stages: the projector alone, then with the language model."""
+    """What is new by itself (see `warming`), then both stages: the projector alone, then with the language model.
+
+    A row that is not tuned is left as it is.
+    """
+    if not unit.row.tuned:
+        student.eval()
+        return
     _warm(student, settings, unit, material.train, say)
     aligned = settings.align_steps if unit.row.aligned else 0
     tuned = settings.align_steps + settings.tune_steps - aligned

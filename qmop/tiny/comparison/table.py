@@ -46,7 +46,8 @@ def _registered(results: Results) -> str:
         if min(difference.runs) == 1:
             verdict = "no claim: a single run"
         runs = " and ".join(map(str, difference.runs))
-        lines.append(f"| {mine} against {other} | {runs} | {_signed(difference.estimate)} | {p:.4f} | {verdict} |")
+        told = f"{'≤ ' if difference.p_value <= difference.least_p else ''}{p:.4f}"
+        lines.append(f"| {mine} against {other} | {runs} | {_signed(difference.estimate)} | {told} | {verdict} |")
     return "\n".join(lines)
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from qmop.vtcbench.methods import holm, method_accuracy, method_difference
@@ -19,10 +20,11 @@ def runs(seed: int, level: float, count: int, spread: float = 0.01, items: int =
     return (rng.random((count, items)) < share).astype(float)
 
 
-def test_a_planted_difference_of_three_points_is_found() -> None:
-    found = method_difference(runs(1, 0.70, 6), runs(2, 0.73, 6))
+@pytest.mark.parametrize("seed", range(5))
+def test_a_planted_difference_of_three_points_is_found(seed: int) -> None:
+    found = method_difference(runs(10 + 2 * seed, 0.70, 6), runs(11 + 2 * seed, 0.73, 6))
     assert found.estimate.value == pytest.approx(0.03, abs=0.012)
-    assert found.p_value < 0.01
+    assert found.p_value < 0.03
     assert found.estimate.low > 0
     assert found.runs == (6, 6)
 
@@ -31,16 +33,31 @@ def test_two_checkpoints_three_points_apart_are_told_apart_by_mcnemar() -> None:
     assert mcnemar(runs(1, 0.70, 1, 0.0)[0], runs(2, 0.73, 1, 0.0)[0]) < 0.001
 
 
-def test_of_two_hundred_comparisons_of_nothing_about_one_in_twenty_is_found() -> None:
-    seeds = range(200)
-    methods = [
-        method_difference(runs(2 * seed, 0.7, 6, items=2000), runs(2 * seed + 1, 0.7, 6, items=2000), seed, 1000)
-        for seed in seeds
+@pytest.mark.parametrize(("count", "spread"), [(6, 0.0), (6, 0.01), (6, 0.05), (3, 0.01), (3, 0.05), (2, 0.05)])
+def test_of_two_hundred_comparisons_of_nothing_at_most_about_one_in_twenty_is_found(count: int, spread: float) -> None:
+    found = [
+        method_difference(runs(2 * seed, 0.7, count, spread), runs(2 * seed + 1, 0.7, count, spread), seed, 500).p_value
+        for seed in range(200)
     ]
-    # with six runs of each, about seven in a hundred instead of five
-    assert 3 <= sum(one.p_value <= 0.05 for one in methods) <= 24
-    pairs = [mcnemar(runs(2 * seed, 0.7, 1, 0.0)[0], runs(2 * seed + 1, 0.7, 1, 0.0)[0]) for seed in seeds]
-    assert 3 <= sum(p <= 0.05 for p in pairs) <= 18
+    # ten are expected at most; more than eighteen come once in a hundred times
+    assert sum(p <= 0.05 for p in found) <= 18
+    assert np.mean(found) == pytest.approx(0.55, abs=0.1)
+
+
+def test_of_two_hundred_pairs_of_equal_checkpoints_about_one_in_twenty_is_told_apart() -> None:
+    found = [mcnemar(runs(2 * seed, 0.7, 1, 0.0)[0], runs(2 * seed + 1, 0.7, 1, 0.0)[0]) for seed in range(200)]
+    assert 3 <= sum(p <= 0.05 for p in found) <= 18
+
+
+@pytest.mark.parametrize(("count", "least"), [(6, 0.9), (3, 0.88), (2, 0.85)])
+def test_intervals_hold_the_true_accuracy(count: int, least: float) -> None:
+    def holds(seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        share = np.clip(0.7 + 0.05 * rng.normal(size=(count, 1)), 0, 1)
+        found = method_accuracy(rng.random((count, 1000)) < share, seed, 500)
+        return found.low <= 0.7 <= found.high
+
+    assert least <= np.mean([holds(seed) for seed in range(300)]) <= 0.99
 
 
 def test_spread_between_runs_widens_the_interval_where_items_alone_would_not() -> None:
@@ -51,10 +68,20 @@ def test_spread_between_runs_widens_the_interval_where_items_alone_would_not() -
 
 
 def test_the_spread_of_few_runs_is_not_understated() -> None:
-    """Two runs at 0.6 and 0.8: their mean has a standard error of 0.1, which a plain bootstrap would call 0.07."""
-    scores = np.repeat([[0.6], [0.8]], 50, axis=1)
-    found = method_accuracy(scores)
-    assert (found.low, found.high) == (pytest.approx(0.7 - 0.1 * 2**0.5), pytest.approx(0.7 + 0.1 * 2**0.5))
+    """Runs with a standard deviation of 0.02: Student's t gives their mean so wide an interval."""
+    values = 0.7 + 0.02 * np.array([-1, 0, 1])
+    found = method_accuracy(np.repeat(values[:, None], 50, axis=1))
+    wide = float(stats.t.ppf(0.975, 2)) * 0.02 / 3**0.5
+    assert (found.low, found.high) == (pytest.approx(0.7 - wide, abs=0.006), pytest.approx(0.7 + wide, abs=0.006))
+
+
+def test_an_interval_ends_where_accuracies_do() -> None:
+    found = method_accuracy(np.repeat([[0.6], [0.8]], 50, axis=1))
+    assert (found.low, found.high) == (0, 1)
+
+
+def test_a_p_value_as_small_as_it_can_be_is_known_as_such() -> None:
+    assert (one := method_difference(runs(1, 0.5, 6), runs(2, 0.8, 6))).p_value == one.least_p == 2 / 10_001
 
 
 def test_equal_seeds_give_equal_figures() -> None:
@@ -64,7 +91,7 @@ def test_equal_seeds_give_equal_figures() -> None:
 
 
 def test_the_other_way_round_the_difference_changes_its_sign() -> None:
-    first, second = runs(5, 0.6, 3), runs(6, 0.65, 3)
+    first, second = runs(5, 0.6, 6), runs(6, 0.65, 6)
     there, back = method_difference(first, second), method_difference(second, first)
     assert there.estimate.value == -back.estimate.value
     assert there.p_value < 0.05 > back.p_value

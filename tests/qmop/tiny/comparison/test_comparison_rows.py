@@ -10,7 +10,7 @@ import pytest
 
 from qmop.annealing import RouterSchedule
 from qmop.configuration_qmop import QMoPConfig
-from qmop.loading import declared
+from qmop.loading import declared, derive
 from qmop.tiny.base import base_path
 from qmop.tiny.comparison.rows import (
     ABLATIONS,
@@ -23,6 +23,8 @@ from qmop.tiny.comparison.rows import (
     PRIMARY_ROWS,
     REGISTERED,
     ROWS,
+    UNTUNED,
+    Row,
     Settings,
     Unit,
     plan,
@@ -55,6 +57,20 @@ def test_every_row_has_its_number_of_runs() -> None:
     assert planned == expected
     assert Counter(unit.tokens for unit in plan(names(ABLATIONS), BUDGETS)) == {16: 42}
     assert Counter(unit.tokens for unit in plan(names(OTHER_METHODS), [36])) == {36: 22}
+
+
+def test_what_is_not_tuned_has_one_run_unless_it_draws_by_a_seed() -> None:
+    planned = Counter((unit.row.name, unit.tokens) for unit in plan(names(UNTUNED), BUDGETS))
+    assert {count for (name, _), count in planned.items() if name != "untuned random"} == {1}
+    assert [planned["untuned random", tokens] for tokens in BUDGETS] == [3, 2, 2]
+    assert len(UNTUNED) == 9
+    assert len(planned) == 27
+
+
+@pytest.mark.parametrize("row", UNTUNED, ids=lambda row: row.method)
+def test_what_is_not_tuned_has_no_parameters_of_its_own(row: Row) -> None:
+    model, _ = derive(base_path("tiny"), row.method, 16, row.options)
+    assert not list(model.model.multi_modal_projector.compressor.parameters())
 
 
 def test_what_is_compared_exists_and_has_runs_enough() -> None:
@@ -111,6 +127,7 @@ def digest(unit: Unit = UNIT, settings: Settings | None = None, base: str = "a")
         {"shuffled": True},
         {"oracle": True},
         {"seeded": True},
+        {"tuned": False},
     ],
 )
 def test_the_digest_changes_with_the_row(changed: dict[str, Any]) -> None:
@@ -123,6 +140,12 @@ def test_the_digest_changes_with_whatever_else_shapes_the_result() -> None:
     other += [digest(settings=replace(Settings(), **{name: 2 * getattr(Settings(), name)})) for name in shared]
     assert len({digest(), *other}) == 1 + 3 + len(shared)
     assert len(shared) > 8
+
+
+def test_the_digest_names_the_records_that_are_kept() -> None:
+    """Else a finished comparison would be run anew."""
+    kept = {"qmop": "4ef93e3b", "prune": "ec2f5194"}
+    assert {name: digest(Unit(row=ROWS[name], tokens=16, seed=0))[:8] for name in kept} == kept
 
 
 def test_the_digest_is_the_same_wherever_the_base_lies_and_however_many_runs_there_are() -> None:

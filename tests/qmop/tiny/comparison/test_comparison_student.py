@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from qmop.annealing import router_state
 from qmop.answering import answer, prompt
 from qmop.compressors.mixture import Mixture
-from qmop.loading import derive
+from qmop.loading import derive, load
 from qmop.tiny.base import base_path
 from qmop.tiny.comparison import student as studying
 from qmop.tiny.comparison.material import Material, Pair, _suite_path
@@ -61,6 +61,18 @@ def test_first_the_projector_learns_then_the_language_model_too_and_never_the_to
     tune(student, replace(SETTINGS, align_steps=0), unit(name), material, quiet)
     assert changed(student, before) == {"multi_modal_projector", "language_model", "lm_head"}
     assert not student.model.training
+
+
+def test_a_row_that_is_not_tuned_is_the_base_behind_another_compressor(material: Material) -> None:
+    student = enrol(SETTINGS, unit("untuned cdpruner"))
+    before = {key: value.clone() for key, value in student.model.state_dict().items()}
+    tune(student, SETTINGS, unit("untuned cdpruner"), material, quiet)
+    assert changed(student, before) == set()
+    assert not student.model.training
+    base, _ = load(base_path("tiny"))
+    same = base.state_dict()
+    assert all(torch.equal(value, same[key]) for key, value in before.items() if "language_model" in key)
+    assert any("language_model" in key for key in before)
 
 
 def test_what_is_new_learns_before_anything_else_does(material: Material) -> None:

@@ -75,8 +75,8 @@ class _Endpoints:
         raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
     async def health(self) -> dict[str, str]:
-        """200 once the model has answered its warm-up question."""
-        if not self._service.ready:
+        """200 once the model has answered its warm-up question, and as long as it is well."""
+        if not self._service.ready or self._service.ailment is not None:
             raise unavailable("The model is not ready: try again in a moment.")
         return {"status": "ok", "model": self._card.id}
 

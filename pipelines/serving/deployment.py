@@ -62,7 +62,9 @@ class ChatReplica:
     def __init__(self, recipe: ServeRecipe, key_sha256: str | None, factory: EngineFactory) -> None:
         engine = factory(recipe)
         self._recipe, self._key_sha256 = recipe, key_sha256
-        self._service = ChatService(engine, max_queued=recipe.max_queued_requests)
+        self._service = ChatService(
+            engine, max_queued=recipe.max_queued_requests, stall_timeout_s=recipe.stall_timeout_s
+        )
         self._service.warm_up(engine.warm_up_prompt(), timeout_s=recipe.start_timeout_s)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -70,13 +72,13 @@ class ChatReplica:
         return create_app(self._service, self._recipe, self._key_sha256)
 
     def check_health(self) -> None:
-        """Let Serve replace a replica whose engine is gone.
+        """Let Serve replace a replica whose engine is gone, fails on every request or is stuck.
 
         Raises:
-            RuntimeError: if the engine's thread has ended.
+            RuntimeError: telling which.
         """
-        if not self._service.ready:
-            raise RuntimeError("The engine's thread has ended.")
+        if (ailment := self._service.ailment) is not None:
+            raise RuntimeError(ailment)
 
 
 def build(recipe: ServeRecipe, api_key: str | None, factory: EngineFactory = load_engine) -> Application:

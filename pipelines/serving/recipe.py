@@ -38,6 +38,8 @@ class ServeRecipe:
         max_queued_requests: requests that may wait in one replica or be uploaded to it; more get 429.
         start_timeout_s: seconds until the replicas must have answered their warm-up question, after fetching the
             checkpoint if it is in S3.
+        stall_timeout_s: seconds that the model may work without a new piece of text; a replica whose model is silent
+            for longer is replaced. The slowest first token, behind the longest prompt, must fit in.
         drain_timeout_s: seconds that answers in flight get when a replica or the service is stopped.
         ray: how to reach or start Ray.
     """
@@ -61,6 +63,7 @@ class ServeRecipe:
     max_images: int = 1
     max_queued_requests: int = 32
     start_timeout_s: float = 300.0
+    stall_timeout_s: float = 300.0
     drain_timeout_s: float = 30.0
     ray: RaySettings = field(default_factory=RaySettings)
 
@@ -73,7 +76,7 @@ class ServeRecipe:
         sizes = ("max_new_tokens", "max_body_bytes", "max_image_bytes", "max_pixels")
         require_at_least(self, 1, "replicas", "threads", *sizes)
         require_at_least(self, 0, "num_gpus", "max_images", "max_queued_requests", "start_timeout_s", "drain_timeout_s")
-        require_above(self, 0, "body_timeout_s")
+        require_above(self, 0, "body_timeout_s", "stall_timeout_s")
         if not self.num_cpus > 0:
             raise ValueError(f"num_cpus is {self.num_cpus}, but a replica needs a share of a CPU: give e.g. 0.5.")
         if not 1 <= self.port <= _HIGHEST_PORT:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, TypeVar
 from pipelines.serving.contract import ChatEngine, Completion, Job, Prompt, PromptError, Sampling
 from pipelines.serving.counts import Counts
 from pipelines.serving.errors import ApiError, bad_request, overloaded, unavailable
+from pipelines.serving.pulse import Pulse
 from pipelines.serving.ticket import Ticket
 
 _LOG = logging.getLogger(__name__)
@@ -58,10 +60,11 @@ class ChatService:
     Args:
         engine: the loaded model.
         max_queued: requests that may wait while others are answered.
+        stall_timeout_s: seconds that the engine may work without a new piece of text before it counts as stuck.
     """
 
-    def __init__(self, engine: ChatEngine, *, max_queued: int) -> None:
-        self._engine = engine
+    def __init__(self, engine: ChatEngine, *, max_queued: int, stall_timeout_s: float = math.inf) -> None:
+        self._engine, self._pulse = engine, Pulse(stall_timeout_s)
         self.limit = max_queued + engine.batch_limit
         self._jobs: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -75,6 +78,11 @@ class ChatService:
     def ready(self) -> bool:
         """Whether the engine has answered its warm-up question and its thread lives."""
         return self._warm and self._worker.is_alive()
+
+    @property
+    def ailment(self) -> str | None:
+        """Why this service should be replaced (its thread has ended, its engine only fails or is stuck), or None."""
+        return self._pulse.ailment if self._worker.is_alive() else "The engine's thread has ended."
 
     def warm_up(self, prompt: Prompt, timeout_s: float = _WARM_UP_S) -> Completion:
         """Answer one real question before anybody is let in.
@@ -142,13 +150,18 @@ class ChatService:
         ticket = Ticket(cancelled := threading.Event())
         ended = threading.Event()
 
+        def emit(text: str) -> None:
+            self._pulse.beat()
+            ticket.post(text)
+
         def done(outcome: Completion | Exception) -> None:
             if not ended.is_set():
                 ended.set()
-                self._leave(_fate(outcome))
+                self._pulse.ended(fate := _fate(outcome))
+                self._leave(fate)
                 ticket.post(outcome if isinstance(outcome, Completion) else _told(outcome))
 
-        self._jobs.put(_Waiting(prepare=prepare, sampling=sampling, emit=ticket.post, done=done, cancelled=cancelled))
+        self._jobs.put(_Waiting(prepare=prepare, sampling=sampling, emit=emit, done=done, cancelled=cancelled))
         return ticket
 
     def counted(self) -> Counts:
@@ -200,11 +213,12 @@ class ChatService:
                 wanted.append(waiting.job())
             except Exception as error:  # noqa: BLE001 - a picture that cannot be decoded belongs to this job alone
                 waiting.done(error)
-        try:
-            self._engine.run(wanted)
-        except Exception as error:  # noqa: BLE001 - the thread must outlive any batch; `done` tells and logs
-            for job in wanted:
-                job.done(error)
+        with self._pulse.at_work():
+            try:
+                self._engine.run(wanted)
+            except Exception as error:  # noqa: BLE001 - the thread must outlive any batch; `done` tells and logs
+                for job in wanted:
+                    job.done(error)
 
 
 def _fate(outcome: Completion | Exception) -> str:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 
 from cluster.storage import put_file, write_atomic
-from pipelines.serving.contract import Completion, Job, Sampling
-from pipelines.serving.deployment import load_engine
+from pipelines.serving import deployment
+from pipelines.serving.contract import Completion, Job, Prompt, Sampling, VisualUsage
+from pipelines.serving.deployment import ChatReplica, load_engine
 from pipelines.serving.recipe import ServeRecipe
 from pipelines.training.exports import publish
 from qmop.tiny.assemble import tiny_model, tiny_processor
@@ -52,3 +56,55 @@ def test_a_damaged_checkpoint_in_s3_is_named(s3_server: str) -> None:
     write_atomic(f"{PLACE}/model.safetensors", b"half")
     with pytest.raises(ValueError, match=f"{PLACE} is damaged: model.safetensors"):
         load_engine(ServeRecipe(checkpoint=PLACE))
+
+
+class Broken:
+    """Answers its warm-up question and nothing after it."""
+
+    batch_limit = 1
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def warm_up_prompt(self) -> Prompt:
+        return Prompt(messages=[], images=[], question="hi")
+
+    def check(self, messages: Sequence[Mapping[str, Any]]) -> None:
+        del messages
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        self.asked += 1
+        if self.asked > 1:
+            raise RuntimeError("a card has fallen off the bus")
+        visual = VisualUsage(method="qmop")
+        jobs[0].done(Completion(finish_reason="stop", prompt_tokens=1, completion_tokens=1, visual=visual))
+
+
+def test_a_replica_whose_model_fails_on_every_request_asks_to_be_replaced() -> None:
+    recipe = ServeRecipe(checkpoint="run/best", require_key=False)
+    replica = ChatReplica(recipe, None, lambda _: Broken())
+    hello = {"model": "best", "messages": [{"role": "user", "content": "hello"}]}
+    with TestClient(replica.__serve_build_asgi_app__()) as client:
+        for _ in range(3):
+            assert client.post("/v1/chat/completions", json=hello).status_code == 500
+        replica.check_health()
+        assert client.get("/health").status_code == 200
+        assert client.post("/v1/chat/completions", json=hello).status_code == 500
+        with pytest.raises(RuntimeError, match="failed on 4 requests in a row"):
+            replica.check_health()
+        assert client.get("/health").status_code == 503
+
+
+def test_a_replica_counts_as_stuck_after_the_recipes_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[dict[str, Any]] = []
+
+    class Service:
+        def __init__(self, _engine: Any, **options: Any) -> None:
+            given.append(options)
+
+        def warm_up(self, *_: Any, **__: Any) -> None:
+            pass
+
+    monkeypatch.setattr(deployment, "ChatService", Service)
+    ChatReplica(ServeRecipe(checkpoint="run/best", stall_timeout_s=42), None, lambda _: Broken())
+    assert given == [{"max_queued": 32, "stall_timeout_s": 42}]

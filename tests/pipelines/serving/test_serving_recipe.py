@@ -17,6 +17,7 @@ from pipelines.serving.recipe import ServeRecipe, is_loopback
         ({"max_queued_requests": -1}, "max_queued_requests is -1"),
         ({"body_timeout_s": 0.0}, "body_timeout_s is 0.0"),
         ({"body_timeout_s": float("nan")}, "body_timeout_s is nan"),
+        ({"stall_timeout_s": 0.0}, "stall_timeout_s is 0.0"),
         ({"num_cpus": 0.0}, "num_cpus is 0.0"),
         ({"num_cpus": float("nan")}, "num_cpus is nan"),
         ({"port": 0}, "port is 0"),

@@ -235,3 +235,58 @@ def test_a_failing_or_hanging_warm_up_is_told(engine: Any) -> None:
     assert not service.ready
     engine.gate.release(100)
     service.close()
+
+
+def test_an_engine_that_fails_on_every_request_makes_the_service_unwell(service: ChatService, engine: Any) -> None:
+    async def fail() -> None:
+        with pytest.raises(ApiError):
+            await text(admit(service))
+
+    async def scene() -> None:
+        engine.fails_at = 0
+        for _ in range(3):
+            await fail()
+        assert service.ailment is None
+        await fail()
+        assert "failed on 4 requests in a row" in str(service.ailment)
+        assert service.ready  # answers go on, in case one succeeds
+        engine.fails_at = None
+        assert await text(admit(service)) == "a red circle"
+        assert service.ailment is None
+
+    asyncio.run(scene())
+
+
+def test_pictures_that_cannot_be_decoded_do_not_make_the_service_unwell(service: ChatService) -> None:
+    async def scene() -> None:
+        def prepare() -> Prompt:
+            raise MemoryError
+
+        for _ in range(9):
+            with service.admission():
+                ticket = service.submit(prepare, SAMPLING)
+            with pytest.raises(ApiError):
+                await text(ticket)
+        assert service.counted().failed == 9
+        assert service.ailment is None
+
+    asyncio.run(scene())
+
+
+def test_an_engine_that_is_stuck_makes_the_service_unwell_until_its_next_piece(engine: Any) -> None:
+    async def scene() -> None:
+        service = ChatService(engine, max_queued=2, stall_timeout_s=1e-9)
+        await asyncio.to_thread(service.warm_up, PROMPT)
+        await at_work(engine)
+        await at_work(engine)
+        engine.gate = threading.Semaphore(0)
+        ticket = admit(service)
+        await at_work(engine)
+        assert "gave no sign" in str(service.ailment)
+        engine.gate.release(100)
+        assert await text(ticket) == "a red circle"
+        service.close()
+        await asyncio.to_thread(service._worker.join, 20)
+        assert service.ailment == "The engine's thread has ended."
+
+    asyncio.run(scene())

@@ -62,7 +62,7 @@ def visual_features(
         query_encoder: the paired text tower, whose map into text space some methods read.
 
     Raises:
-        ValueError: if the tower lacks what the method reads.
+        ValueError: if the tower lacks what the method reads, or the text tower is not of its family.
     """
     reader = reader_of(tower)
     states = reader.states(pixels_BCHW)
@@ -86,6 +86,7 @@ def visual_features(
                 f"{declaration.name} compares patches with the question, but this model has no text tower: "
                 "build it with a query_config (the text tower paired with its vision tower)"
             )
+        query_encoder.require_pair(tower.config.model_type)
         features.text_space_BNE = reader.text_space(
             states, declaration.text_layer, norm=declaration.text_norm, projection=query_encoder.visual_projection
         )

@@ -31,5 +31,5 @@ class ClipReader(TowerReader):
     def text_space(self, states: States, layer: int, *, norm: bool, projection: nn.Module | None) -> Tensor:
         """Patches through the final LayerNorm (unless `norm` is false) and the visual projection."""
         patches = self.patches(states, layer)
-        assert projection is not None, "a query encoder over CLIP always has a visual projection"
+        assert projection is not None, "a CLIP text tower has a visual projection, and no other is let through"
         return projection(self.tower.post_layernorm(patches) if norm else patches)

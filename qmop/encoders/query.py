@@ -11,8 +11,8 @@ from transformers import CLIPTextModelWithProjection, SiglipTextModel
 
 from qmop.features import Query
 
-TOWERS = ("clip_text_model", "siglip_text_model")
-"""Families of text towers that can be read."""
+PAIRED = {"clip_text_model": "clip_vision_model", "siglip_text_model": "siglip_vision_model"}
+"""Families of text towers that can be read, and the vision towers whose pictures they were trained to meet."""
 
 LEGACY_END = 2
 
@@ -29,20 +29,34 @@ class QueryEncoder(nn.Module):
         vision_config: of the paired vision tower.
 
     Raises:
-        ValueError: if the text tower is of another family.
+        ValueError: if the text tower is of a family that cannot be read, or not of the vision tower's.
     """
 
     def __init__(self, query_config: Any, vision_config: Any) -> None:
         super().__init__()
-        if (family := query_config.model_type) not in TOWERS:
-            raise ValueError(f"the text tower is a {family}, but only {' and '.join(TOWERS)} can be read")
-        self.padded = family == "siglip_text_model"
+        self.family: str = query_config.model_type
+        if self.family not in PAIRED:
+            raise ValueError(f"the text tower is a {self.family}, but only {' and '.join(PAIRED)} can be read")
+        self.require_pair(vision_config.model_type)
+        self.padded = self.family == "siglip_text_model"
         self.visual_projection: nn.Linear | None = None
         if self.padded:
             self.text_tower: Any = SiglipTextModel(query_config)
         else:
             self.text_tower = CLIPTextModelWithProjection(query_config)
             self.visual_projection = nn.Linear(vision_config.hidden_size, query_config.projection_dim, bias=False)
+
+    def require_pair(self, vision: str) -> None:
+        """Refuse a vision tower of the other family, whose patches have no place in this text space.
+
+        Raises:
+            ValueError: naming both and the tower that would do.
+        """
+        if (paired := PAIRED[self.family]) != vision:
+            raise ValueError(
+                f"the text tower is a {self.family}, but the vision tower is a {vision}: take the text tower of the "
+                f"vision tower's own checkpoint, or a {paired}"
+            )
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, last: bool = False) -> Query:
         """Questions to end-token features, one row each.

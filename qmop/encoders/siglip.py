@@ -41,7 +41,7 @@ class SiglipReader(TowerReader):
 
         Texts are compared with the head's output, which has no projection that a patch could pass by itself.
         """
-        assert projection is None, "a SigLIP text tower has no visual projection"
+        assert projection is None, "a SigLIP text tower has no visual projection, and no other is let through"
         patches_BNC = self.patches(states, layer)
         alone = (self.tower.post_layernorm(patches_BNC) if norm else patches_BNC).flatten(0, 1).unsqueeze(1)
         return self._head(alone).unflatten(0, patches_BNC.shape[:2])

@@ -8,7 +8,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 import torch
-from transformers import CLIPVisionModel
+from transformers import CLIPVisionModel, SiglipVisionModel
 
 from qmop.compressors.base import Reads
 from qmop.encoders import QueryEncoder, default_levels, reader_of, visual_features
@@ -96,6 +96,15 @@ def test_text_space_is_read_as_declared(
         declaration = declares("text_space", text_layer=layer, text_norm=norm)
         found = visual_features(clip, pixels, declaration, query_encoder=encoder).need("text_space_BNE")
         assert torch.equal(found, reader.text_space(states, layer, norm=norm, projection=projection))
+
+
+def test_patches_of_one_family_are_not_mapped_into_the_text_space_of_the_other(
+    siglip: SiglipVisionModel, declares: Declares, encoder: QueryEncoder
+) -> None:
+    pixels = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(2))
+    with pytest.raises(ValueError, match="a clip_text_model, but the vision tower is a siglip_vision_model"):
+        visual_features(siglip, pixels, declares("text_space"), query_encoder=encoder)
+    assert visual_features(siglip, pixels, declares("summary"), query_encoder=encoder).summary_BC is not None
 
 
 @pytest.mark.parametrize("read", [None, *FIELDS])

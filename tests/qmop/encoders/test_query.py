@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from transformers import CLIPTextConfig, CLIPTextModelWithProjection, SiglipTextConfig
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection, SiglipTextConfig, SiglipVisionConfig
 
 from qmop.encoders import QueryEncoder
 from qmop.tiny.configs import query_config, vision_config
@@ -20,10 +20,14 @@ def clip_encoder() -> QueryEncoder:
 
 
 @pytest.fixture(scope="module")
-def siglip_encoder() -> QueryEncoder:
+def siglip_encoder(siglip_config: SiglipVisionConfig) -> QueryEncoder:
     torch.manual_seed(4)
+    return QueryEncoder(siglip_text(), siglip_config).eval().requires_grad_(requires_grad=False)
+
+
+def siglip_text() -> SiglipTextConfig:
     words = query_tokenizer()
-    config = SiglipTextConfig(
+    return SiglipTextConfig(
         vocab_size=len(words),
         hidden_size=48,
         intermediate_size=64,
@@ -35,7 +39,6 @@ def siglip_encoder() -> QueryEncoder:
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
     )
-    return QueryEncoder(config, vision_config()).eval().requires_grad_(requires_grad=False)
 
 
 def questions(texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,3 +132,14 @@ def test_a_text_tower_of_an_unknown_family_is_refused() -> None:
     config.model_type = "bert"
     with pytest.raises(ValueError, match="the text tower is a bert, but only clip_text_model and siglip_text_model"):
         QueryEncoder(config, vision_config())
+
+
+def test_a_text_tower_of_the_other_family_is_refused(siglip_config: SiglipVisionConfig) -> None:
+    said = (
+        "the text tower is a siglip_text_model, but the vision tower is a clip_vision_model: .* a siglip_vision_model"
+    )
+    with pytest.raises(ValueError, match=said):
+        QueryEncoder(siglip_text(), vision_config())
+    said = "the text tower is a clip_text_model, but the vision tower is a siglip_vision_model: .* a clip_vision_model"
+    with pytest.raises(ValueError, match=said):
+        QueryEncoder(query_config(query_tokenizer()), siglip_config)

@@ -43,7 +43,7 @@ class Row:
         shuffled: the question that the compressor is given belongs to another picture of the batch.
         oracle: the class token's attention, by which the method prunes, is made to point at what the question asks for.
         seeded: the method draws by a seed of its own, which is then the run's.
-        tuned: whether anything is tuned; without it the method stands before the base's own connector and language model.
+        tuned: whether anything is; else the method stands before the base's own connector and language model.
     """
 
     name: str
@@ -125,8 +125,8 @@ UNTUNED = (
         )
     ),
 )
-"""Training-free methods as they are: their only parameters are the connector's. Without tuning, but for `random` nothing
-depends on a seed."""
+"""Training-free methods as they are: their only parameters are the connector's. But for `random`, nothing depends on a
+seed where nothing is tuned."""
 
 ROWS = {row.name: row for row in (*PRIMARY_ROWS, *OTHER_METHODS, *ABLATIONS, *UNTUNED)}
 

@@ -74,7 +74,7 @@ def test_what_is_not_tuned_has_no_parameters_of_its_own(row: Row) -> None:
 
 
 def test_what_is_compared_exists_and_has_runs_enough() -> None:
-    assert len(ROWS) == len(PRIMARY_ROWS) + len(OTHER_METHODS) + len(ABLATIONS)
+    assert len(ROWS) == len(PRIMARY_ROWS) + len(OTHER_METHODS) + len(ABLATIONS) + len(UNTUNED)
     assert ORACLE not in ROWS
     compared = {name for pair in REGISTERED for name in pair}
     assert {ROWS[name].seeds for name in compared} == {6}
@@ -88,7 +88,7 @@ def test_every_planned_run_suits_the_base() -> None:
         row = unit.row
         changed = {"compressor": row.method, "compressor_tokens": unit.tokens, "compressor_options": row.options}
         assert declared(QMoPConfig.from_dict({**base, **changed})).name == row.method
-    assert len(runs) == 4 + 3 * 9 + 3 * 11 + 14
+    assert len(runs) == 4 + 3 * 9 + 3 * 11 + 14 + 3 * 9
 
 
 @pytest.mark.parametrize(

@@ -153,8 +153,8 @@ def test_equals_are_within_noise() -> None:
 
 
 def test_a_p_value_that_resampling_cannot_resolve_is_a_bound() -> None:
-    found = [answered(unit("prune", seed=s), one) for s, one in enumerate(noisy(0.3, 3, 3))]
-    found += [answered(unit("qmop", seed=s), one) for s, one in enumerate(noisy(0.9, 4, 3))]
+    found = [answered(unit("prune", seed=s), one) for s, one in enumerate(noisy(0.3, 3, 6))]
+    found += [answered(unit("qmop", seed=s), one) for s, one in enumerate(noisy(0.9, 4, 6))]
     # the only one that can be made of four, so Holm's factor is four: 4 * 2 / 10,001
     assert "| ≤ 0.0008 | better |" in page(gather(found))
 

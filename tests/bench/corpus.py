@@ -12,17 +12,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from scipy import stats
 
 from pipelines.corpus.manifest import Manifest
 from tests.bench.corpus_photos import listed, write_corpus
 from tests.bench.memory import watched
 from tests.bench.projectors import progress
+from tests.bench.verdicts import at_least, interval
 
 PICTURES, LONGER, ROUNDS = 2048, 4, 5
 NAMES = {"loader": "(b) webdataset + DataLoader", "ours": "(c) ours, through Ray Data"}
@@ -44,12 +42,6 @@ def way(name: str, folder: str) -> dict[str, Any]:
         raise RuntimeError(f"{name} failed:\n{complaint[-3000:]}")
     found: dict[str, Any] = json.loads(said.splitlines()[-1])
     return found | ({"peak": peak.bytes} if name == "once" else {})
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the ends of its 95 % interval (Student's t)."""
-    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
-    return statistics.fmean(values), float(low), float(high)
 
 
 def costs(folder: str) -> str:
@@ -74,10 +66,8 @@ def costs(folder: str) -> str:
     compared = {"bare": ours, "loader": [own / theirs for own, theirs in zip(ours, rates["loader"], strict=True)]}
     lines += ["", "| rate of ours over | five pairs, 95 % interval | goal |", "|---|---|---|"]
     for name, (title, limit) in LIMITS.items():
-        mean, low, high = interval(compared[name])
-        lines.append(
-            f"| {title} | {mean:.2f} ({low:.2f}-{high:.2f}) | {limit}, {'met' if mean >= limit else 'missed'} |"
-        )
+        found = (mean, low, high) = interval(compared[name])
+        lines.append(f"| {title} | {mean:.2f} ({low:.2f}-{high:.2f}) | {limit}, {at_least(found, limit)} |")
     return "\n".join([*lines, "", breakdown(seen["ours"])])
 
 

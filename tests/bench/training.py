@@ -27,11 +27,11 @@ from cluster.ports import free_port
 from cluster.progress import Progress
 from pipelines.corpus.prepare import prepare
 from pipelines.corpus.recipe import PrepareRecipe
-from tests.bench.corpus import interval
 from tests.bench.projectors import progress
 from tests.bench.taking_turns import cpu_seconds, cpu_since, end, family, tell
 from tests.bench.training_restart import restart
 from tests.bench.training_ways import LAYERS, ROUNDS, STEPS, TRAINER, WIDTH, WORLD, make_base, recipe_in
+from tests.bench.verdicts import at_most, interval
 
 WAYS = {
     "ddp": "(i) torch DDP",
@@ -122,8 +122,8 @@ def table(seen: dict[str, list[dict[str, Any]]], saving: dict[str, Any]) -> str:
     lines += ["", f"| ratio, {ROUNDS - WARM} rounds | mean, 95 % interval | limit |", "|---|---|---|"]
     pairs = (("ours", "deepspeed", 1.025), ("ours", "beside", None), ("beside", "deepspeed", None))
     for one, other, limit in (*pairs, ("deepspeed", "ddp", None)):
-        mean, low, high = interval([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])
-        verdict = "none" if limit is None else f"{limit} at the upper end, {'met' if high <= limit else 'missed'}"
+        found = (mean, low, high) = interval([a / b for a, b in zip(seconds[one], seconds[other], strict=True)])
+        verdict = "none" if limit is None else f"{limit}, {at_most(found, limit)}"
         lines.append(f"| {WAYS[one]} / {WAYS[other]} | {mean:.3f} ({low:.3f}-{high:.3f}) | {verdict} |")
     step = statistics.median(seconds["ours"])
     waited = statistics.median(one["waited_s"] for one in seen["ours"]) / step

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -94,9 +94,9 @@ class ParquetSource:
             raise ValueError(f"{field}: {uri} has no column {wanted}, only {', '.join(names)}")
         return [self.image, text, *([self.identity] if self.identity in names else [])]
 
-    def _checked(self, position: int, row: list[Any] | str, origin: Origin) -> Raw | Fault:
-        if isinstance(row, str):
-            return Fault(reason="damaged_file", origin=origin, detail=row)
+    def _checked(self, position: int, row: list[Any] | BadSampleError, origin: Origin) -> Raw | Fault:
+        if isinstance(row, BadSampleError):
+            return Fault(reason=row.reason, origin=origin, detail=row.detail)
         own = row[2] if len(row) > 2 else None  # noqa: PLR2004 - the name is the third column
         try:
             return Raw(
@@ -131,8 +131,16 @@ class ParquetSource:
         return data
 
 
-def _rows(uri: str, columns: Any, first: int, stop: int) -> Iterator[tuple[int, list[Any] | str]]:
-    """Rows `first` to `stop` of a file; what a damaged row group lost comes as a text that says so."""
+def values_at(columns: Sequence[Any], place: int) -> list[Any] | BadSampleError:
+    """One row of Arrow columns in Python's types, or why it has none: Arrow reads texts without looking into them."""
+    try:
+        return [column[place].as_py() for column in columns]
+    except (ValueError, ArithmeticError, LookupError, pa.ArrowException) as error:
+        return BadSampleError("bad_record", f"a value of the row cannot be read: {error}")
+
+
+def _rows(uri: str, columns: Any, first: int, stop: int) -> Iterator[tuple[int, list[Any] | BadSampleError]]:
+    """Rows `first` to `stop` of a file; what a damaged row group lost, or a row hides, comes as an error."""
     with storage.open_read(uri) as stream:
         file = pq.ParquetFile(stream)
         names = columns(file.schema_arrow.names, uri)
@@ -145,15 +153,18 @@ def _rows(uri: str, columns: Any, first: int, stop: int) -> Iterator[tuple[int, 
             start = end
 
 
-def _of_group(file: pq.ParquetFile, group: int, names: list[str], wanted: tuple[int, int]) -> Iterator[list[Any] | str]:
-    first, stop = wanted
+def _of_group(
+    file: pq.ParquetFile, group: int, names: list[str], wanted: tuple[int, int]
+) -> Iterator[list[Any] | BadSampleError]:
+    due, stop = wanted
     row = 0
     damage = "the row group is shorter than the file says"
     try:
         for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=names):
             columns = [batch.column(name) for name in names]
-            for place in range(max(0, first - row), min(stop - row, batch.num_rows)):
-                yield [column[place].as_py() for column in columns]
+            for place in range(due - row, min(stop - row, batch.num_rows)):
+                due += 1
+                yield values_at(columns, place)
             row += batch.num_rows
             if row >= stop:
                 return
@@ -162,5 +173,5 @@ def _of_group(file: pq.ParquetFile, group: int, names: list[str], wanted: tuple[
         if isinstance(error, StorageError) or getattr(error, "errno", None) is not None:
             raise
         damage = f"the row group is damaged: {error}"
-    for _ in range(max(row, first), stop):
-        yield damage
+    for _ in range(due, stop):
+        yield BadSampleError("damaged_file", damage)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.holding import HeldError
+from cluster.holding import HeldError, held
 from cluster.progress import Progress
 from pipelines.corpus import prepare as module
 from pipelines.corpus.manifest import Manifest, verify
@@ -147,7 +147,7 @@ def test_who_waited_for_the_folder_finds_the_corpus_complete(
 ) -> None:
     records = [Record(f"{number:02d}", data, f"Words {number}.") for number, data in enumerate(jpegs[:7])]
     asked = recipe("folder", str(tmp_path / "out"), write("folder", tmp_path / "raw", records))
-    real, first = module.held, list[Manifest]()
+    real, first = held, list[Manifest]()
 
     def late(*given: Any, **named: Any) -> Any:
         monkeypatch.setattr(module, "held", real)

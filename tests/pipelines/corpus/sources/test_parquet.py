@@ -91,6 +91,24 @@ def test_a_bad_row_is_named_and_its_neighbours_live(tmp_path: Path, image: Any, 
     assert (fault.reason, fault.origin["row"]) == (reason, 1)
 
 
+@pytest.mark.parametrize("bad", [0, 3, 6])
+@pytest.mark.parametrize("per_shard", [2, 5, 100])
+def test_a_text_that_is_not_utf8_costs_its_own_row(
+    tmp_path: Path, bad: int, per_shard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "_ROWS", 4)
+    texts = [b"caption %d" % number if number != bad else b"caption \xff\xfe" for number in range(7)]
+    unread = pa.array(texts, pa.binary()).view(pa.string())
+    images = pa.array([b"%d" % number for number in range(7)], pa.binary())
+    pq.write_table(pa.table({"image": images, "caption": unread}), tmp_path / "a.parquet")
+    found = read_all(source_of(tmp_path), per_shard)
+    faults = {number: one for number, one in enumerate(found) if isinstance(one, Fault)}
+    assert [(number, one.reason, one.origin["row"]) for number, one in faults.items()] == [(bad, "bad_record", bad)]
+    assert "utf-8" in faults[bad].detail
+    kept = [raw.images[0] for raw in found if isinstance(raw, Raw)]
+    assert kept == [b"%d" % number for number in range(7) if number != bad]
+
+
 def test_lists_of_one_image_and_plain_bytes_are_images(tmp_path: Path) -> None:
     table([{"image": [{"bytes": b"x", "path": None}], "caption": "a"}], tmp_path / "a.parquet")
     table([{"image": b"y", "caption": "b"}], tmp_path / "b.parquet")

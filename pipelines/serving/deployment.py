@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -60,6 +61,7 @@ class ChatReplica:
     """
 
     def __init__(self, recipe: ServeRecipe, key_sha256: str | None, factory: EngineFactory) -> None:
+        os.environ.pop(recipe.key_env, None)  # an embedded cluster's processes have it from who started them
         engine = factory(recipe)
         self._recipe, self._key_sha256 = recipe, key_sha256
         self._service = ChatService(

@@ -23,7 +23,10 @@ class ServeRecipe:
         host: address to listen on. Anything but a loopback address needs `require_key`.
         port: TCP port to listen on.
         require_key: whether requests must carry the API key as a bearer token.
-        api_key: the key; a random one is made and shown once when absent.
+        key_env: environment variable that holds the key; where it is empty or absent, a random key is made and shown
+            once.
+        api_key: the key itself, before `key_env`. Other users of the machine read a command line, and the shell keeps
+            it: prefer `key_env`.
         replicas: copies of the model that always run.
         max_replicas: when above `replicas`, Serve adds copies up to this number under load.
         num_cpus: logical CPUs that each replica reserves in Ray.
@@ -49,6 +52,7 @@ class ServeRecipe:
     host: str = "127.0.0.1"
     port: int = 8000
     require_key: bool = True
+    key_env: str = "QMOP_API_KEY"
     api_key: str | None = field(default=None, repr=False)
     replicas: int = 1
     max_replicas: int | None = None
@@ -90,15 +94,8 @@ class ServeRecipe:
         return self.model_name or PurePosixPath(self.checkpoint.rstrip("/")).name or "qmop"
 
     def _check_access(self) -> None:
-        if self.api_key is not None and len(self.api_key) < _SHORTEST_KEY:
-            raise ValueError(
-                f"api_key has {len(self.api_key)} characters, which can be guessed: give at least {_SHORTEST_KEY}, "
-                "or leave it out to get a random one."
-            )
-        if self.api_key is not None and not all("!" <= letter <= "~" for letter in self.api_key):
-            raise ValueError(
-                "api_key holds characters that no HTTP header carries: use printable ASCII without spaces."
-            )
+        if self.api_key is not None:
+            check_key("api_key", self.api_key)
         if not self.require_key and self.api_key is not None:
             raise ValueError("api_key is given but require_key is false: leave one of them out.")
         if not self.require_key and not is_loopback(self.host):
@@ -106,6 +103,25 @@ class ServeRecipe:
                 f"host is {self.host}, which other machines reach, and require_key is false: "
                 "set require_key to true, or host to 127.0.0.1."
             )
+
+
+def check_key(name: str, key: str) -> None:
+    """Refuse a key that is no good.
+
+    Args:
+        name: where it comes from, for what is said.
+        key: the key, which is not said.
+
+    Raises:
+        ValueError: if it can be guessed, or no HTTP header carries it.
+    """
+    if len(key) < _SHORTEST_KEY:
+        raise ValueError(
+            f"{name} has {len(key)} characters, which can be guessed: give at least {_SHORTEST_KEY}, or leave it out "
+            "to get a random one."
+        )
+    if not all("!" <= letter <= "~" for letter in key):
+        raise ValueError(f"{name} holds characters that no HTTP header carries: use printable ASCII without spaces.")
 
 
 def is_loopback(host: str) -> bool:

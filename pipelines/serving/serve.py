@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import secrets
 import socket
 import time
@@ -24,7 +25,7 @@ from cluster.ports import require_port
 from cluster.progress import Progress
 from cluster.storage import exists, join
 from pipelines.serving.deployment import APPLICATION, EngineFactory, build, load_engine
-from pipelines.serving.recipe import ServeRecipe
+from pipelines.serving.recipe import ServeRecipe, check_key
 
 _POLL_S = 0.2
 _WATCH_S = 5.0
@@ -60,15 +61,15 @@ def deploy(recipe: ServeRecipe, progress: Progress, factory: EngineFactory = loa
         factory: makes the engine, in the replicas.
 
     Raises:
-        ValueError: if the port is in use, Serve already runs on this cluster, the cluster has no room, or the replicas
-            do not come up.
+        ValueError: if the port is in use, the key in `key_env` is no good, Serve already runs on this cluster, the
+            cluster has no room, or the replicas do not come up.
         FileNotFoundError: if the checkpoint is missing.
         StorageError: if it is in S3, which does not answer.
     """
     require_port(recipe.host, recipe.port)
     if factory is load_engine:
         _require_checkpoint(recipe.checkpoint)
-    api_key = (recipe.api_key or f"qmop-{secrets.token_urlsafe(32)}") if recipe.require_key else None
+    api_key = (_given_key(recipe) or f"qmop-{secrets.token_urlsafe(32)}") if recipe.require_key else None
     with _quiet(), progress.stage(f"Starting {recipe.served_name} on {recipe.host}:{recipe.port}"):
         _require_no_serve()
         capacity.require(
@@ -109,12 +110,20 @@ def serve_until_stopped(recipe: ServeRecipe, progress: Progress) -> None:
     """
     with serving(recipe, progress) as endpoint:
         progress.say(f"Serving {endpoint.model} at {endpoint.url}; stop with Ctrl-C")
-        if endpoint.api_key is not None and recipe.api_key is None:
-            progress.say(f"API key, shown this once: {endpoint.api_key}")
+        if endpoint.api_key is not None and _given_key(recipe) is None:
+            progress.say(f"API key, shown this once, for {recipe.key_env} is not set: {endpoint.api_key}")
         try:
             _watch(progress)
         except KeyboardInterrupt:
             progress.say(f"Asked to stop: answers in flight get up to {recipe.drain_timeout_s:g} s")
+
+
+def _given_key(recipe: ServeRecipe) -> str | None:
+    if recipe.api_key is not None:
+        return recipe.api_key
+    if key := os.environ.get(recipe.key_env):
+        check_key(recipe.key_env, key)
+    return key or None
 
 
 def _start(recipe: ServeRecipe, api_key: str | None, factory: EngineFactory, progress: Progress) -> None:

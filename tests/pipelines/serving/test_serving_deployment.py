@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,18 @@ def test_a_replica_whose_model_fails_on_every_request_asks_to_be_replaced() -> N
         with pytest.raises(RuntimeError, match="failed on 4 requests in a row"):
             replica.check_health()
         assert client.get("/health").status_code == 503
+
+
+def test_a_replica_forgets_the_key_that_its_surroundings_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "0123456789abcdef")
+    seen: list[str | None] = []
+
+    def factory(_recipe: ServeRecipe) -> Broken:
+        seen.append(os.environ.get("MY_KEY"))
+        return Broken()
+
+    ChatReplica(ServeRecipe(checkpoint="run/best", key_env="MY_KEY"), "digest", factory)
+    assert seen == [None]
 
 
 def test_a_replica_counts_as_stuck_after_the_recipes_own_time(monkeypatch: pytest.MonkeyPatch) -> None:

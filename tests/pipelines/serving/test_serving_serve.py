@@ -10,12 +10,18 @@ from typing import Any
 import pytest
 from ray.exceptions import GetTimeoutError
 
+from cluster.ports import free_port
 from cluster.progress import Progress
 from pipelines.serving import serve
 from pipelines.serving.recipe import ServeRecipe
 from pipelines.serving.serve import Endpoint, serve_until_stopped
 
 KEY = "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _no_key_of_the_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QMOP_API_KEY", raising=False)
 
 
 @pytest.fixture
@@ -33,18 +39,66 @@ def state(message: str, *replicas: tuple[str, int]) -> Any:
     return SimpleNamespace(message="", status=SimpleNamespace(value="RUNNING"), deployments={"chat": deployment})
 
 
-@pytest.mark.parametrize(("given", "shown"), [(None, 1), (KEY, 0)])
+@pytest.mark.parametrize(
+    ("fields", "variable", "shown"),
+    [({}, None, 1), ({}, "", 1), ({"api_key": KEY}, None, 0), ({}, KEY, 0), ({"key_env": "OTHER_KEY"}, KEY, 1)],
+)
 def test_a_key_that_was_made_is_shown_once_and_ctrl_c_ends_quietly(
-    stopped: list[str], monkeypatch: pytest.MonkeyPatch, given: str | None, shown: int
+    stopped: list[str], monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], variable: str | None, shown: int
 ) -> None:
+    if variable is not None:
+        monkeypatch.setenv("QMOP_API_KEY", variable)
+
     def interrupted(_progress: Progress) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(serve, "_watch", interrupted)
     log = io.StringIO()
-    serve_until_stopped(ServeRecipe(checkpoint="run/best", api_key=given), Progress(log))
+    serve_until_stopped(ServeRecipe(checkpoint="run/best", **fields), Progress(log))
     assert log.getvalue().count(KEY) == shown
     assert stopped == ["stopped"]
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """Nothing is started; the keys that would have been are listed."""
+    keys: list[str | None] = []
+    monkeypatch.setattr(serve, "_require_no_serve", lambda: None)
+    monkeypatch.setattr(serve.capacity, "require", lambda **_: None)
+    monkeypatch.setattr(serve, "_start", lambda _recipe, key, *_: keys.append(key))
+    return keys
+
+
+def deployed(**fields: Any) -> Endpoint:
+    recipe = ServeRecipe(checkpoint="run/best", port=free_port(), **fields)
+    return serve.deploy(recipe, Progress(io.StringIO()), lambda _: None)  # type: ignore[arg-type, return-value]
+
+
+def test_the_key_comes_from_the_recipe_then_the_variable_then_chance(
+    started: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [deployed().api_key for _ in range(2)]
+    monkeypatch.setenv("QMOP_API_KEY", "v" * 16)
+    monkeypatch.setenv("OTHER_KEY", "o" * 16)
+    given = [deployed(**fields).api_key for fields in ({}, {"key_env": "OTHER_KEY"}, {"api_key": KEY})]
+    assert given == ["v" * 16, "o" * 16, KEY]
+    assert deployed(require_key=False).api_key is None
+    assert len({*made}) == 2
+    assert all(str(key).startswith("qmop-") and len(str(key)) > 40 for key in made)
+    assert started == [*made, *given, None]
+
+
+@pytest.mark.parametrize(
+    ("key", "said"), [("short", "has 5 characters"), ("s" * 16 + "\n", "holds characters that no")]
+)
+def test_a_variable_with_a_key_that_is_no_good_is_named_and_the_key_is_not_said(
+    started: list[str | None], monkeypatch: pytest.MonkeyPatch, key: str, said: str
+) -> None:
+    monkeypatch.setenv("MY_KEY", key)
+    with pytest.raises(ValueError, match=f"^MY_KEY {said}") as caught:
+        deployed(key_env="MY_KEY")
+    assert key not in str(caught.value)
+    assert not started
 
 
 def test_a_service_that_dies_is_an_error_and_changes_are_told(

@@ -17,11 +17,12 @@ from pipelines.evaluation.discovery import discover
 from pipelines.evaluation.judge import Judge
 from pipelines.evaluation.recipe import EvaluateRecipe
 from pipelines.evaluation.suites import prepare_suite
+from pipelines.evaluation.suspicion import WorkerError
 from pipelines.evaluation.units import Generation, Unit, finished, plan_units, records_of_ids
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.suite import SuiteManifest
 
-_LOOK_S = 1.0
+_LOOK_S, _ATTEMPTS = 1.0, 3
 
 
 class CancelledError(Exception):
@@ -76,19 +77,34 @@ class LoneJudge:
         return records_of_ids([unit.id for unit in units], store)
 
     def _answer(self, units: list[Unit], suite: SuiteManifest) -> None:
-        deadline, threads = time.monotonic() + self._time_limit_s, max(1, int(self._num_cpus))
-        own: Any = Judge.options(num_cpus=self._num_cpus, num_gpus=self._num_gpus)  # type: ignore[attr-defined]
-        judge = own.remote(self._asked.output, suite.folder, self._asked.batch, threads, self._asked.tower)
+        deadline = time.monotonic() + self._time_limit_s
+        judge, done, attempts = self._judge(suite), 0, 1
+        doubted: tuple[str, ...] = ()
         try:
-            for done, unit in enumerate(units):
-                running = judge.run.remote(unit)
-                while not ray.wait([running], timeout=max(0.0, min(_LOOK_S, deadline - time.monotonic())))[0]:
-                    if self._cancelled.is_set():
-                        raise CancelledError
-                    if time.monotonic() >= deadline:
-                        raise TimeoutError(
-                            f"it took longer than {self._time_limit_s:g} s, with {done} of {len(units)} units done"
-                        )
-                ray.get(running)
+            while done < len(units):
+                running = judge.run.remote(units[done], 0, (), doubted)
+                self._await(running, deadline, f"{done} of {len(units)} units done")
+                try:
+                    fit, doubted = not ray.get(running).worn, ()
+                    done, attempts = done + 1, 1
+                except WorkerError as error:
+                    if attempts == _ATTEMPTS:
+                        raise
+                    fit, doubted, attempts = False, error.doubted, attempts + 1
+                if not fit:
+                    ray.kill(judge)
+                    judge = self._judge(suite)
         finally:
             ray.kill(judge)
+
+    def _judge(self, suite: SuiteManifest) -> Any:
+        own: Any = Judge.options(num_cpus=self._num_cpus, num_gpus=self._num_gpus)  # type: ignore[attr-defined]
+        threads = max(1, int(self._num_cpus))
+        return own.remote(self._asked.output, suite.folder, self._asked.batch, threads, self._asked.tower)
+
+    def _await(self, running: Any, deadline: float, so_far: str) -> None:
+        while not ray.wait([running], timeout=max(0.0, min(_LOOK_S, deadline - time.monotonic())))[0]:
+            if self._cancelled.is_set():
+                raise CancelledError
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"it took longer than {self._time_limit_s:g} s, with {so_far}")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from PIL import Image
 
 from pipelines.corpus.images import decode_image
+from pipelines.evaluation.suspicion import Suspicion, reason_of
 from qmop.answering import Answer, answer
 from qmop.vtcbench.rendered import RenderedItem
 
@@ -56,36 +58,60 @@ def _watched(model: Any) -> Iterator[_Watch]:
 
 def batches_of(processor: Any, items: Sequence[RenderedItem], size: int) -> list[list[RenderedItem]]:
     """Items in batches of questions of like length, so that little is padded; the same for the same items."""
+    if not items:
+        return []
     words = processor.tokenizer([rendered.item.question for rendered in items])["input_ids"]
     order = sorted(range(len(items)), key=lambda place: (len(words[place]), place))
     ordered = [items[place] for place in order]
     return [ordered[first : first + size] for first in range(0, len(ordered), size)]
 
 
-def answered(model: Any, processor: Any, batch: Sequence[RenderedItem], max_new_tokens: int) -> list[Told]:
+def answered(
+    model: Any, processor: Any, batch: Sequence[RenderedItem], max_new_tokens: int, suspicion: Suspicion | None = None
+) -> list[Told]:
     """What comes of a batch, in its order.
 
     If it fails as a whole, and where logits are not finite, each question concerned is asked once more alone.
+
+    Args:
+        model: in evaluation mode.
+        processor: its processor.
+        batch: what is asked at once.
+        max_new_tokens: longest answer.
+        suspicion: hears of every failure; one of its own when absent.
+
+    Raises:
+        WorkerError: if this process, and no sample, is to blame.
     """
+    suspicion = suspicion or Suspicion()
     started = time.monotonic()
-    try:
-        told = _asked(model, processor, batch, max_new_tokens)
-    except (ValueError, RuntimeError, OSError) as error:
-        if len(batch) == 1:
-            return [Told(answer=None, why=_reason(error), seconds=time.monotonic() - started)]
-        told = [Told(answer=None)] * len(batch)
+    told = _tried(model, processor, batch, max_new_tokens, suspicion)
     seconds = (time.monotonic() - started) / len(batch)
-    told = [Told(answer=one.answer, why=one.why, seconds=seconds) for one in told]
+    told = [replace(one, seconds=seconds) for one in told]
     if len(batch) == 1:
         return told
     return [
-        one if one.answer is not None else answered(model, processor, [item], max_new_tokens)[0]
+        one if one.answer is not None else answered(model, processor, [item], max_new_tokens, suspicion)[0]
         for item, one in zip(batch, told, strict=True)
     ]
 
 
+def _tried(
+    model: Any, processor: Any, batch: Sequence[RenderedItem], max_new_tokens: int, suspicion: Suspicion
+) -> list[Told]:
+    """What comes of one attempt; nothing at all if it fails."""
+    try:
+        told = _asked(model, processor, batch, max_new_tokens)
+    except Exception as error:  # noqa: BLE001 - decoders and models raise whatever they like at a sample
+        suspicion.failed(error, [rendered.item.key for rendered in batch])
+        return [Told(answer=None, why=reason_of(error))] * len(batch)
+    if any(one.answer is not None for one in told):
+        suspicion.well()
+    return told
+
+
 def _asked(model: Any, processor: Any, batch: Sequence[RenderedItem], max_new_tokens: int) -> list[Told]:
-    pictures = [decode_image(rendered.image) for rendered in batch]
+    pictures = [_picture(rendered.image) for rendered in batch]
     questions = [rendered.item.question for rendered in batch]
     with _watched(model) as watch:
         answers = answer(model, processor, pictures, questions, max_new_tokens=max_new_tokens)
@@ -96,6 +122,9 @@ def _asked(model: Any, processor: Any, batch: Sequence[RenderedItem], max_new_to
     ]
 
 
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[-1].strip() if lines else type(error).__name__
+def _picture(data: bytes) -> Image.Image:
+    """A picture; whatever its decoder raises is the picture's fault, never the process's."""
+    try:
+        return decode_image(data)
+    except Exception as error:
+        raise ValueError(reason_of(error)) from error

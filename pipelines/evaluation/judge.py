@@ -12,6 +12,7 @@ from cluster.storage import exists, join, read_bytes
 from pipelines.evaluation.answering import Told, answered, batches_of
 from pipelines.evaluation.recipe import TowerRecipe
 from pipelines.evaluation.shared_tower import SharedTower
+from pipelines.evaluation.suspicion import Suspicion, WorkerError, owning_up
 from pipelines.evaluation.tower_cache import TowerCache
 from pipelines.evaluation.units import Unit, commit, finished, was_by
 from pipelines.training.exports import CARD, local_copy, read_card
@@ -33,12 +34,14 @@ class Done(NamedTuple):
         poisoned: of them could not be answered and count as wrong.
         looked: pictures that went through the vision tower where it is shared.
         ours: whether the records that stand are these, or another's who was first.
+        worn: whether the process can answer nothing more: its last item cost it its device.
     """
 
     items: int
     poisoned: int
     looked: int = 0
     ours: bool = True
+    worn: bool = False
 
 
 class Loaded(NamedTuple):
@@ -72,39 +75,56 @@ class Judge:
         self.loaded: Loaded | None = None
         self.items: dict[str, list[RenderedItem]] = {}
 
-    def run(self, unit: Unit, fence: int = 0, views: Sequence[View] = ()) -> Done:
+    def run(self, unit: Unit, fence: int = 0, views: Sequence[View] = (), doubted: Sequence[str] = ()) -> Done:
         """Answer a unit and commit it; one that is there already is left alone.
 
         Args:
             unit: to do.
             fence: number of the scheduler's claim, written down with the records.
             views: what the methods of all checkpoints at hand read, for one pass of the tower.
+            doubted: keys of items that another process failed at.
 
         Raises:
-            RuntimeError: if no item at all could be answered.
+            WorkerError: if no item at all could be answered, or this process is not fit to answer any more.
             ValueError: if checkpoint or shard are damaged.
         """
         if finished(unit, self.store):  # this process was ended between the commit and its answer
             return Done(unit.shard.count, 0, ours=was_by(unit, self.store, self.by))
-        loaded, items = self._loaded(unit, views), self._shard(unit)
-        batches = batches_of(loaded.processor, items, self.batch)
-        before = 0 if loaded.tower is None else loaded.tower.passed
-        if loaded.tower is not None:
-            loaded.tower.prepare(batches)
-        told: dict[str, Told] = {}
-        for batch in batches:
-            answers = answered(loaded.model, loaded.processor, batch, unit.generation.max_new_tokens)
-            told |= {rendered.item.key: one for rendered, one in zip(batch, answers, strict=True)}
+        with owning_up():
+            loaded, items = self._loaded(unit, views), self._shard(unit)
+            before = 0 if loaded.tower is None else loaded.tower.passed
+            suspicion = Suspicion(doubted)
+            told = self._told(loaded, items, unit.generation.max_new_tokens, suspicion, doubted)
         poisoned = {key: one.why for key, one in told.items() if one.answer is None}
         if len(poisoned) == len(items):
-            raise RuntimeError(
+            raise WorkerError(
                 f"none of {len(items)} items could be answered ({next(iter(poisoned.values()))}); nothing is recorded"
             )
         records = [_record(unit, rendered, told[rendered.item.key]) for rendered in items]
         ours = commit(unit, self.store, records, poisoned=poisoned, fence=fence, by=self.by)
         ours = ours or was_by(unit, self.store, self.by)
         looked = 0 if loaded.tower is None else loaded.tower.passed - before
-        return Done(len(items), len(poisoned), looked, ours)
+        return Done(len(items), len(poisoned), looked, ours, suspicion.worn)
+
+    def _told(
+        self,
+        loaded: Loaded,
+        items: Sequence[RenderedItem],
+        max_new_tokens: int,
+        suspicion: Suspicion,
+        doubted: Sequence[str],
+    ) -> dict[str, Told]:
+        """What came of every item, by its key; those in doubt go alone and last, and not through the shared pass."""
+        by_key = {rendered.item.key: rendered for rendered in items}
+        apart = [[by_key.pop(key)] for key in doubted if key in by_key]
+        batches = batches_of(loaded.processor, list(by_key.values()), self.batch)
+        if loaded.tower is not None:
+            loaded.tower.prepare(batches, suspicion)
+        told: dict[str, Told] = {}
+        for batch in [*batches, *apart]:
+            answers = answered(loaded.model, loaded.processor, batch, max_new_tokens, suspicion)
+            told |= {rendered.item.key: one for rendered, one in zip(batch, answers, strict=True)}
+        return told
 
     def _shard(self, unit: Unit) -> list[RenderedItem]:
         url = unit.shard.url

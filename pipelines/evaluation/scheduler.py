@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.progress import Progress
 from pipelines.evaluation.judge import Done, Judge
 from pipelines.evaluation.recipe import EvaluateRecipe
+from pipelines.evaluation.suspicion import WorkerError
 from pipelines.evaluation.units import Unit
 from qmop.views import View
 from qmop.vtcbench.suite import SuiteManifest
@@ -86,6 +87,8 @@ class Spread:
         self._workers = 0
         self._holds: dict[Any, str] = {}
         self._attempts: Counter[str] = Counter()
+        self._doubted: dict[str, tuple[str, ...]] = {}
+        """By unit, the items that a worker failed at before it was ended."""
         self._later: list[tuple[float, Task]] = []
         """Tasks whose next attempt waits, and until when."""
         self._looked: set[tuple[str, str]] = set()
@@ -131,7 +134,8 @@ class Spread:
             task = self._next(self._holds.get(worker))
             self._waiting.remove(task)
             self._holds[worker] = task.unit.candidate.digest
-            running = worker.run.remote(task.unit, task.fence, tuple(self._source.views()))
+            doubted = self._doubted.get(task.unit.id, ())
+            running = worker.run.remote(task.unit, task.fence, tuple(self._source.views()), doubted)
             self._running[running] = (worker, task)
 
     def _next(self, held: str | None) -> Task:
@@ -159,18 +163,26 @@ class Spread:
         unit = task.unit
         self._attempts[unit.id] += 1
         try:
-            self._note(unit, ray.get(reference))
+            done = ray.get(reference)
         except RayError as error:
-            if isinstance(error, RayActorError):
-                self._workers -= 1
-                self._holds.pop(worker, None)
-            else:
-                self._idle.append(worker)
+            # all but an exception of its own means that the process is gone, for want of memory, say
+            self._let_go(worker, fit=isinstance(error, RayTaskError) and not isinstance(error, WorkerError))
             self._fail(task, error)
         else:
+            self._let_go(worker, fit=not done.worn)
+            self._note(unit, done)
+
+    def _let_go(self, worker: Any, *, fit: bool) -> None:
+        """A worker has nothing to do; one that is not fit to do anything more is ended, and another may start."""
+        if fit:
             self._idle.append(worker)
+            return
+        ray.kill(worker)
+        self._workers -= 1
+        self._holds.pop(worker, None)
 
     def _note(self, unit: Unit, done: Done) -> None:
+        self._doubted.pop(unit.id, None)
         self._looked.add(_sight(unit))
         self._items += done.items
         self.tally.looked += done.looked
@@ -191,14 +203,17 @@ class Spread:
         return f", about {spoken((time.monotonic() - self._began) / self._items * left)} left" if left else ""
 
     def _fail(self, task: Task, error: RayError) -> None:
-        """Do it again, or give it up: workers that died and storage that was away deserve another attempt."""
+        """Do it again, or give it up: what workers or the storage are to blame for deserves another attempt."""
         unit, reason = task.unit, str(error).strip().splitlines()[-1].strip()
-        transient = isinstance(error, RayActorError | OSError)
+        transient = not isinstance(error, RayTaskError) or isinstance(error, WorkerError | OSError)
+        if isinstance(error, WorkerError):
+            self._doubted[unit.id] = error.doubted
         if transient and self._attempts[unit.id] < _ATTEMPTS:
             self._progress.say(f"{unit.name} again, attempt {self._attempts[unit.id] + 1} of {_ATTEMPTS}: {reason}")
             pause = 0.0 if isinstance(error, RayActorError) else _PAUSES_S[self._attempts[unit.id] - 1]
             self._later.append((time.monotonic() + pause, task))
             return
+        self._doubted.pop(unit.id, None)
         del self._attempts[unit.id]  # whoever watches may give it out once more
         self.tally.failed[unit.name] = reason
         self._source.settled(unit, reason)

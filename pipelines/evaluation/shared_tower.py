@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from pipelines.corpus.images import decode_image
+from pipelines.evaluation.suspicion import Suspicion, lost_device
 from pipelines.evaluation.tower_cache import TowerCache
 from qmop.feature_cache import FeatureCache
 from qmop.identities import image_digests
@@ -52,8 +53,17 @@ class SharedTower(FeatureCache):
         self._text = "" if projection is None else weights_digest(projection)[:16]
         inner.feature_cache = self
 
-    def prepare(self, batches: Sequence[Sequence[RenderedItem]]) -> None:
-        """See that every picture's features are there; one that cannot be read is left to the question about it."""
+    def prepare(self, batches: Sequence[Sequence[RenderedItem]], suspicion: Suspicion | None = None) -> None:
+        """See that every picture's features are there; what cannot be read or passed is left to the question about it.
+
+        Args:
+            batches: as they will be asked.
+            suspicion: hears of a device that is lost; one of its own when absent.
+
+        Raises:
+            WorkerError: if this process, and no picture, is to blame.
+        """
+        suspicion = suspicion or Suspicion()
         self._room.refresh()
         names = self._names(*self._views)
         images: list[str] = []
@@ -64,7 +74,12 @@ class SharedTower(FeatureCache):
             missing = {digest: r for r in batch if not self._room.holds(digest := _digest(r.image), names)}
             decoded = {d: picture for d, r in missing.items() if d not in taken and (picture := _picture(r.image))}
             if decoded:
-                found, seen = self._pass(list(decoded.values()))
+                try:
+                    found, seen = self._pass(list(decoded.values()))
+                except Exception as error:  # noqa: BLE001 - whatever one picture makes of its batch
+                    if lost_device(error):
+                        suspicion.failed(error, [rendered.item.key for rendered in batch])
+                    continue  # not remembered: asking finds out which picture it is
                 images += decoded
                 pixels += seen
                 parts.append(found)
@@ -135,5 +150,5 @@ def _digest(*parts: bytes) -> str:
 def _picture(data: bytes) -> Any | None:
     try:
         return decode_image(data)
-    except (ValueError, OSError):
+    except Exception:  # noqa: BLE001 - decoders raise whatever they like; the question about it says what
         return None

@@ -119,7 +119,7 @@ def unwell(refused: str, deadly: str) -> Any:
     class Unwell:
         def __init__(self, *_: object) -> None: ...
 
-        def run(self, unit: Any) -> tuple[int, int]:
+        def run(self, unit: Any, *_: object) -> tuple[int, int]:
             import os  # noqa: PLC0415 - runs in a worker
             import time  # noqa: PLC0415
 

@@ -6,6 +6,7 @@ import io
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ray.exceptions import RayActorError
@@ -14,7 +15,11 @@ from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
 from pipelines.evaluation import alone
 from pipelines.evaluation.alone import CancelledError, LoneJudge
+from pipelines.evaluation.discovery import discover
+from pipelines.evaluation.judge import Done
 from pipelines.evaluation.recipe import EvaluateRecipe, SuiteRecipe
+from pipelines.evaluation.suspicion import WorkerError
+from pipelines.evaluation.units import Generation, plan_units
 from tests.pipelines.evaluation.grounds import unwell
 from tests.pipelines.evaluation.test_discovery import export
 
@@ -65,3 +70,41 @@ def test_who_is_cancelled_does_not_wait(run: Path, judge: LoneJudge) -> None:
     judge._cancelled.set()
     with pytest.raises(CancelledError):
         judge(checkpoint(run, 3))
+
+
+@pytest.mark.parametrize(("unfit", "raised"), [(2, False), (3, True)])
+def test_a_process_that_is_not_fit_is_followed_by_another_twice(
+    run: Path, judge: LoneJudge, monkeypatch: pytest.MonkeyPatch, unfit: int, raised: bool
+) -> None:
+    made: list[tuple[str, ...]] = []
+
+    class Process:
+        """What stands in for a process: the first ones are not fit, each with one doubt more."""
+
+        def __init__(self) -> None:
+            self.run, self.number = self, len(made)
+            made.append(())
+
+        def remote(self, _unit: object, _fence: int, _views: object, doubted: tuple[str, ...]) -> Process:
+            made[self.number] = doubted
+            return self
+
+    def got(process: Process) -> Done:
+        if process.number < unfit:
+            raise WorkerError("CUDA error: no kernel image", [str(n) for n in range(process.number + 1)])
+        return Done(8, 0)
+
+    killed: list[int] = []
+    stand_in = SimpleNamespace(
+        wait=lambda found, **_: (found, []), get=got, kill=lambda process: killed.append(process.number)
+    )
+    monkeypatch.setattr(alone, "ray", stand_in)
+    monkeypatch.setattr(judge, "_judge", lambda _: Process())
+    units = plan_units(discover([checkpoint(run, 1)]).candidates, judge.suite, Generation(max_new_tokens=8))
+    if raised:
+        with pytest.raises(WorkerError, match="no kernel image"):
+            judge._answer(units, judge.suite)
+    else:
+        judge._answer(units, judge.suite)
+    assert made == [(), ("0",), ("0", "1")]
+    assert killed == [0, 1, 2]

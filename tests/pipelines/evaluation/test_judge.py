@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,15 +16,17 @@ from PIL import Image
 
 from pipelines.evaluation import answering, judge
 from pipelines.evaluation.discovery import Candidate, discover
+from pipelines.evaluation.judge import Done
 from pipelines.evaluation.recipe import TowerRecipe
 from pipelines.evaluation.sources import views_of
+from pipelines.evaluation.suspicion import WorkerError
 from pipelines.evaluation.units import Generation, Unit, facts_of, plan_units, results_of
 from qmop.answering import Answer
 from qmop.loading import derive
 from qmop.tiny.base import base_path
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.rendered import RenderedItem, suite
-from qmop.vtcbench.suite import ShardInfo, SuiteManifest, write_suite
+from qmop.vtcbench.suite import ShardInfo, SuiteManifest, decode_shard, write_suite
 from tests.pipelines.evaluation.test_discovery import export
 
 GENERATION = Generation(max_new_tokens=3)
@@ -155,9 +159,116 @@ def test_nothing_is_recorded_where_nothing_can_be_answered(
     unit, _ = plan_units(candidates[:1], asked, GENERATION)
     alone = sitting(tmp_path, asked)
     alone.items[unit.shard.url] = [replace(one, image=b"x") for one in alone._shard(unit)]
-    with pytest.raises(RuntimeError, match="none of 12 items could be answered"):
+    with pytest.raises(WorkerError, match="none of 12 items could be answered"):
         alone.run(unit)
     assert not (tmp_path / "units").exists()
+
+
+class Failing:
+    """Answers, until and unless a question is asked that costs the process its device."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fatal: Sequence[str], calls: int = 10**9) -> None:
+        self.fatal, self.calls, self.lost, self.asked = fatal, calls, False, []
+        monkeypatch.setattr(answering, "answer", self)
+
+    def __call__(self, _model: Any, _processor: Any, _images: Any, questions: list[str], **_: Any) -> list[Answer]:
+        self.asked.append(len(questions))
+        self.lost |= len(self.asked) > self.calls or not set(questions).isdisjoint(self.fatal)
+        if self.lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return [Answer(text="yes", visual_tokens=16) for _ in questions]
+
+
+def test_a_device_that_is_lost_in_mid_shard_scores_nothing(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, _ = plan_units(candidates[:1], asked, GENERATION)
+    Failing(monkeypatch, [], calls=2)
+    with pytest.raises(WorkerError, match="illegal memory access") as told:
+        sitting(tmp_path, asked, batch=4).run(unit)
+    assert len(told.value.doubted) == 4
+    assert not (tmp_path / "units").exists()
+    Failing(monkeypatch, [])
+    assert sitting(tmp_path, asked, batch=4).run(unit, 0, (), told.value.doubted) == Done(12, 0)
+
+
+def test_an_item_that_costs_every_process_its_device_is_found_and_counts_as_wrong(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, _ = plan_units(candidates[:1], asked, GENERATION)
+    items = decode_shard(Path(asked.folder, unit.shard.url).read_bytes(), unit.shard)
+    batches = answering.batches_of(sitting(tmp_path, asked)._loaded(unit).processor, items, 4)
+    questions = [one.item.question for one in items]
+    odd = next(one.item for batch in batches for one in batch[:-1] if questions.count(one.item.question) == 1)
+    doubted: tuple[str, ...] = ()
+    for expected in (4, 1):
+        Failing(monkeypatch, [odd.question])
+        with pytest.raises(WorkerError) as told:
+            sitting(tmp_path, asked, batch=4).run(unit, 0, (), doubted)
+        doubted = told.value.doubted
+        assert len(doubted) == expected
+        assert odd.key in doubted
+    Failing(monkeypatch, [odd.question])
+    done = sitting(tmp_path, asked, batch=4).run(unit, 0, (), doubted)
+    assert (done.items, done.poisoned, done.worn) == (12, 1, True)
+    assert list(results_of([unit.id], str(tmp_path)).poisoned) == [f"{candidates[0].label}: {odd.key}"]
+
+
+def test_a_run_of_lone_failures_is_put_to_another_process(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, _ = plan_units(candidates[:1], asked, GENERATION)
+    calls: list[int] = []
+
+    def weary(_model: Any, _processor: Any, _images: Any, questions: list[str], **_: Any) -> list[Answer]:
+        calls.append(len(questions))
+        if len(calls) > 1:
+            raise RuntimeError("no memory is left")
+        return [Answer(text="yes", visual_tokens=16) for _ in questions]
+
+    monkeypatch.setattr(answering, "answer", weary)
+    with pytest.raises(WorkerError, match="3 questions in a row could not be answered") as told:
+        sitting(tmp_path, asked, batch=4).run(unit)
+    assert calls == [4, 4, 1, 1, 1]
+    assert len(told.value.doubted) == 3
+    assert not (tmp_path / "units").exists()
+
+
+def test_a_picture_that_the_shared_pass_refuses_costs_only_itself(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (unit, _) = plan_units([one for one in candidates if one.label == "average_pool"], asked, GENERATION)
+    shared = sitting(tmp_path, asked, _tower(tmp_path), batch=4)
+    items, loaded = list(shared._shard(unit)), shared._loaded(unit)
+    shared.items[unit.shard.url] = [replace(items[0], image=_bomb()), replace(items[1], image=_png(7, 5)), *items[2:]]
+    real = type(loaded.processor.image_processor).__call__
+
+    def refusing(self: Any, images: Any, **options: Any) -> Any:
+        if any(getattr(image, "size", None) == (7, 5) for image in images):
+            raise KeyError("this picture cannot be prepared")
+        return real(self, images, **options)
+
+    monkeypatch.setattr(type(loaded.processor.image_processor), "__call__", refusing)
+    done = shared.run(unit)
+    assert (done.items, done.poisoned) == (12, 2)
+    assert done.looked in {11 - 4, 11 - 3}  # all but the batch of the picture that was refused
+    reasons = results_of([unit.id], str(tmp_path)).poisoned
+    assert "decompression bomb" in reasons[f"average_pool: {items[0].item.key}"]
+    assert "cannot be prepared" in reasons[f"average_pool: {items[1].item.key}"]
+
+
+def _png(width: int, height: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def _bomb() -> bytes:
+    """A small file that says that it holds 900 million pixels."""
+    data = bytearray(_png(1, 1))
+    data[16:24] = struct.pack(">II", 30000, 30000)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
 
 
 def test_one_bad_item_costs_only_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,7 @@ def behind(class_of: Any) -> Any:
 class DiesAtItsCommit(behind(Judge)):  # type: ignore[misc]
     """Is killed once, after the records are on disk and before they have their name."""
 
-    def run(self, unit: Unit, fence: int = 0, views: Any = ()) -> Done:
+    def run(self, unit: Unit, *more: Any) -> Done:
         mark = Path(self.store, "died")
 
         def link(source: Any, target: Any) -> None:
@@ -47,7 +47,7 @@ class DiesAtItsCommit(behind(Judge)):  # type: ignore[misc]
 
         real, local.os.link = os.link, link
         try:
-            done: Done = super().run(unit, fence, views)
+            done: Done = super().run(unit, *more)
         finally:
             local.os.link = real
         return done
@@ -57,10 +57,10 @@ class DiesAtItsCommit(behind(Judge)):  # type: ignore[misc]
 class Refuses(behind(Judge)):  # type: ignore[misc]
     """Cannot do one unit."""
 
-    def run(self, unit: Unit, fence: int = 0, views: Any = ()) -> Done:
+    def run(self, unit: Unit, *more: Any) -> Done:
         if unit.candidate.label.endswith("2") and unit.shard.url.endswith("1.tar"):
             raise ValueError("this shard is upside down")
-        done: Done = super().run(unit, fence, views)
+        done: Done = super().run(unit, *more)
         return done
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines.corpus.feed import CorpusFeed
 from pipelines.corpus.ledger import Ledger, open_ledger
 from pipelines.corpus.micro_batches import iter_micro_batches, own_split
-from pipelines.training.agreement import from_rank_zero
+from pipelines.training.agreement import from_all, from_rank_zero
 from pipelines.training.batches import Batch, Collator, ahead
 from pipelines.training.engine import start_engine
 from pipelines.training.exports import local_copy
@@ -44,6 +44,8 @@ class Taken:
     targets: float = 0.0
     tokens: float = 0.0
     look: float = 0.0
+    suspects: list[str] = field(default_factory=list)
+    """Keys of the samples in this process's slots whose loss is not finite."""
     weights: list[Tensor] = field(default_factory=list)
     """The router's weights of this process's samples, `(B, S)` each."""
 
@@ -127,18 +129,29 @@ class StageRun:
         for part in parts:
             self._micro_step(step, part, taken)
         (taken.loss,) = self._over_processes([taken.loss])
-        if not math.isfinite(taken.loss):
-            raise FloatingPointError(
-                f"the loss of {self.plan.name} step {step + 1} is {taken.loss}; in it were, of this process, "
-                f"{[key for part in parts for key in part.keys]}: look at these samples, lower the rate, or set "
-                "on_nan to skip"
-            )
+        self._require_finite(step, taken)
         self.ledger.note(step, [part for part in parts if part.positions])
         if keys := [key for part in parts for key in part.left_out]:
             note = {"kind": "left_out", "stage": self.plan.name, "step": step + 1, "count": len(keys), "keys": keys}
             self.board.post.remote(note)
         self._report(step, taken, time.monotonic() - began)
         return taken
+
+    def _require_finite(self, step: int, taken: Taken) -> None:
+        """End the run with the samples of the slots whose own loss is not finite, of all processes alike.
+
+        Raises:
+            FloatingPointError: if the sum over all processes is not finite.
+        """
+        if math.isfinite(taken.loss):
+            return
+        keys = [key for of_one in from_all(taken.suspects) for key in of_one]
+        way_out = "look at these samples, lower the rate, or set on_nan to skip"
+        if not keys:  # blank slots lose as much: the weights are what is wrong
+            way_out = "begin again from an older state with a lower rate"
+        raise FloatingPointError(
+            f"the loss of {self.plan.name} step {step + 1} is {taken.loss}, because of the slots with {keys}: {way_out}"
+        )
 
     def _micro_step(self, step: int, part: Batch, taken: Taken) -> None:
         """Forward and backward of one slot; DeepSpeed steps with the last one."""
@@ -148,7 +161,10 @@ class StageRun:
         # DeepSpeed averages over processes and slots
         self.engine.backward(loss * (self.world * self.rounds / taken.targets))
         self.engine.step()
-        taken.loss += loss.item() / taken.targets
+        own = loss.item()
+        if not math.isfinite(own):
+            taken.suspects += part.keys
+        taken.loss += own / taken.targets
         if routed is not None and not part.dummy:
             taken.weights.append(routed)
 

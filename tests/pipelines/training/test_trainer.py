@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -215,9 +216,13 @@ def test_samples_without_a_finite_loss_are_skipped(
 def test_samples_without_a_finite_loss_end_the_run_where_they_are_not_skipped(
     ground: Path, unreadable_word: tuple[Path, str], tmp_path: Path
 ) -> None:
-    asked = unreadable(ground, unreadable_word[0], tmp_path / "stops", max_failures=0)
-    with pytest.raises(JobFailedError, match=r"FloatingPointError: the loss of tune step \d is nan; in it were"):
+    base, word = unreadable_word
+    asked = unreadable(ground, base, tmp_path / "stops", max_failures=0)
+    said = r"FloatingPointError: the loss of tune step \d is nan, because of the slots with \['([\w-]+)'"
+    with pytest.raises(JobFailedError, match=said) as stopped:
         train(asked, Progress(stream=io.StringIO()))
+    keys = set(re.findall(r"'([^']+)'", str(stopped.value).partition(": look")[0]))
+    assert keys <= {str(sample["__key__"]) for sample in _samples(ground / "corpus") if word in _questions(sample)}
 
 
 def _samples(corpus: Path) -> list[dict[str, Any]]:

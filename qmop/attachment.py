@@ -13,10 +13,11 @@ from transformers import LlavaForConditionalGeneration
 
 from qmop.compressors.base import Declaration
 from qmop.compressors.projector import Projector
+from qmop.continuing import require_whole_prefill
 from qmop.fitting import IMAGE_INPUTS, fit_words, generate_fitted, take_image_inputs
+from qmop.image_features import ImageOutput
 from qmop.image_side import ImageSide, Pictures, Questions
 from qmop.in_llm import Reducer, attach_reducer, forward_reduced
-from qmop.modeling_qmop import ImageOutput
 from qmop.reduced_pass import Once
 
 STOCK_IMAGE_INPUTS = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
@@ -160,7 +161,7 @@ class Compression:
             kwargs["generation_config"] = generation_config
         seen = kwargs.get("pixel_values") is not None or bool(kwargs.get("mm_encoder_outputs"))
         if self._reducer is not None:
-            _whole_prefill(kwargs.get("prefill_chunk_size"), generation_config)
+            require_whole_prefill(kwargs, self.model.generation_config)
             kwargs["once"] = Once()
         elif seen:
             kwargs.pop("position_ids", None)  # counted anew over what is left of the prompt
@@ -266,12 +267,3 @@ def one_layer(layer: Any) -> int:
     if not isinstance(layer, int):
         raise ValueError(f"vision_feature_layer is {layer}, but methods compress the patches of one layer: name one")
     return layer
-
-
-def _whole_prefill(chunk: int | None, generation_config: Any) -> None:
-    """Refuse to see a prompt in pieces, of which none shows every picture to the prompt's last token."""
-    if chunk := chunk or getattr(generation_config, "prefill_chunk_size", None):
-        raise ValueError(
-            f"prefill_chunk_size is {chunk}, but a method inside the language model drops tokens in one pass: "
-            "leave it out"
-        )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, GemmaConfig, MistralConfig, Qwen2Config, StaticCache
+from transformers import DynamicCache, GemmaConfig, GenerationConfig, MistralConfig, Qwen2Config, StaticCache
 
 from qmop.compressors.fastv import FastV
 from qmop.in_llm import Reducer, attach_reducer, forward_reduced
@@ -340,10 +340,31 @@ def test_a_cache_cut_back_into_the_prompt_is_refused(model: Any, processor: Any,
             model(input_ids=torch.tensor([[5]]), past_key_values=cache)
 
 
-def test_a_prompt_in_pieces_is_refused(model: Any, processor: Any, handle: Compression) -> None:
-    del handle
-    with pytest.raises(ValueError, match=r"prefill_chunk_size is 32.*leave it out"):
-        model.generate(**single(processor, 0), max_new_tokens=1, prefill_chunk_size=32)
+@pytest.fixture(params=["attached", "ours"])
+def reduced(request: pytest.FixtureRequest) -> Any:
+    """A model that drops tokens inside: a stock one with the method attached, or one of ours."""
+    if request.param == "ours":
+        yield tiny_model("fastv", TOKENS)
+        return
+    with compress(stock_llava(), "fastv", tokens=TOKENS, layer=LAYER) as attached:
+        yield attached.model
+
+
+@pytest.mark.parametrize("place", ["argument", "configuration", "model"])
+def test_a_prompt_in_pieces_is_refused_wherever_that_is_set(reduced: Any, processor: Any, place: str) -> None:
+    batch, said = single(processor, 0), r"prefill_chunk_size is 32.*leave it out"
+    if place == "model":
+        reduced.generation_config.prefill_chunk_size = 32
+    settings = {
+        "argument": {"max_new_tokens": 1, "prefill_chunk_size": 32},
+        "configuration": {"generation_config": GenerationConfig(max_new_tokens=1, prefill_chunk_size=32)},
+        "model": {"max_new_tokens": 1},
+    }
+    with pytest.raises(ValueError, match=said):
+        reduced.generate(**batch, **settings[place])
+    if place == "model":
+        told = reduced.generate(**batch, max_new_tokens=1, prefill_chunk_size=None)
+        assert told.shape[1] == batch["input_ids"].shape[1] + 1
 
 
 def test_placeholders_that_are_no_whole_pictures_are_refused(model: Any, processor: Any, handle: Compression) -> None:

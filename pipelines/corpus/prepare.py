@@ -28,7 +28,7 @@ from pipelines.corpus.manifest import (
 )
 from pipelines.corpus.parts import FORMAT, ORIGINS, PARTS, Job, Part
 from pipelines.corpus.recipe import PrepareRecipe
-from pipelines.corpus.samples import UNCOUNTED, Fault, Origin
+from pipelines.corpus.samples import UNCOUNTED, Fault
 from pipelines.corpus.sources import Source, Unit, open_source
 from pipelines.corpus.sources.base import digest_of
 from pipelines.corpus.workers import mapped, spread
@@ -200,13 +200,13 @@ def _report(faults: list[Fault], progress: Progress) -> None:
     for reason, count in Counter(fault.reason for fault in faults).most_common():
         progress.say(f"Quarantined {count} x {reason}")
     for fault in faults[:_SHOWN]:
-        progress.say(f"  {fault.reason}: {fault.detail} {_readable(fault.origin)}")
+        progress.say(_readable(f"  {fault.reason}: {fault.detail} {json.dumps(fault.origin, ensure_ascii=False)}"))
     if len(faults) > _SHOWN:
         progress.say(f"  and {len(faults) - _SHOWN} more in {QUARANTINE}")
 
 
-def _readable(origin: Origin) -> str:
-    text = json.dumps(origin, ensure_ascii=False)
+def _readable(text: str) -> str:
+    """What a terminal takes: a bad record may hold text that no encoding takes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

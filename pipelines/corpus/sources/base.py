@@ -137,6 +137,9 @@ def read_image(uri: str, max_bytes: int) -> bytes:
     try:
         with storage.open_read(uri) as stream:
             data = stream.read(max_bytes + 1)
+    except UnicodeEncodeError as error:
+        # JSON may spell half a surrogate pair, which no file's name holds.
+        raise BadSampleError("missing_image", f"no file can be called {uri!r}") from error
     except OSError as error:
         if isinstance(error, FileNotFoundError) or getattr(error.__cause__, "errno", None) in _NO_FILE:
             raise BadSampleError("missing_image", f"there is no file {uri}") from error

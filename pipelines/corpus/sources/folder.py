@@ -211,5 +211,5 @@ def _rows_of(metadata: str) -> list[Any]:
         if metadata.endswith(".csv"):
             return list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError, csv.Error) as error:
         raise ValueError(f"images: {metadata} cannot be read ({error}), repair the file") from error

@@ -66,7 +66,7 @@ class LlavaSource:
     def _load(self) -> list[Any]:
         try:
             records = json.loads(storage.read_bytes(self.annotations))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"annotations: {self.annotations} is not valid JSON ({error}), repair the file") from error
         if not isinstance(records, list):
             raise ValueError(

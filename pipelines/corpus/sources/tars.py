@@ -176,7 +176,8 @@ def _walk(stream: BinaryIO, size: int, runs: list[Group]) -> str:
             ended = stream.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
     except OSError:  # the storage's trouble; it may be a ValueError too
         raise
-    except (tarfile.TarError, ValueError, ArithmeticError, LookupError) as error:
+    except (tarfile.TarError, ValueError, ArithmeticError, LookupError, RecursionError) as error:
+        # tarfile calls itself for every header that only says more of the next one; thousands in a chain are an attack
         return f"the tar is damaged: {error}"
     return "" if ended else "the tar has no end, so there may have been more"
 

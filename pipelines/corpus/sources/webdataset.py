@@ -88,6 +88,7 @@ class WebDatasetSource:
             if not isinstance(document, dict) or document.get("__kind__") != _INDEX_KIND:
                 return {}
             names = {check_path(shard["url"]): int(shard["nsamples"]) for shard in document["shardlist"]}
+            "".join(names).encode()
         except OSError:
             raise
         except BadSampleError as bad:

@@ -147,6 +147,17 @@ def test_odd_members_of_a_tar(case: str, jpegs: list[bytes], tmp_path: Path, pro
     assert held == bool(expected)
 
 
+@pytest.mark.parametrize("code", [0xD800, 0xDC80])
+def test_a_path_that_no_encoding_takes_is_put_aside_and_said(code: int, llava: Any, tmp_path: Path) -> None:
+    llava.add(f"{chr(code)}.jpg", None, "x")
+    llava.save()
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    manifest = prepare(llava.recipe(tmp_path / "out"), Progress(stream=stream))
+    assert (manifest.written, dict(manifest.quarantined)) == (18, {"missing_image": 1})
+    stream.seek(0)
+    assert f"\\u{code:x}.jpg" in stream.read()
+
+
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
 def test_a_tar_cut_in_the_middle_keeps_what_stands_before_the_cut(
     share: float, jpegs: list[bytes], tmp_path: Path, progress: Progress

@@ -111,7 +111,7 @@ def test_a_metadata_file_may_hold_conversations_and_odd_line_ends(tmp_path: Path
     assert captions(read_all(tmp_path)) == {"7": "One\u2028two."}
 
 
-@pytest.mark.parametrize("content", ["{", b"\xff\xfe"])
+@pytest.mark.parametrize("content", ["{", b"\xff\xfe", "[" * 100_000], ids=["cut", "no text", "deep"])
 def test_a_metadata_file_that_cannot_be_read_is_named(tmp_path: Path, content: str | bytes) -> None:
     fill(tmp_path, a_jpg="A")
     (tmp_path / "metadata.jsonl").write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -48,6 +48,8 @@ def test_text_only_rows_are_kept(llava: Any) -> None:
         ({"image": "photo.0.jpg/x.jpg"}, "missing_image"),
         ({"image": "x" * 300 + ".jpg"}, "missing_image"),
         ({"image": None}, "missing_image"),
+        ({"image": "half a pair \ud800.jpg"}, "missing_image"),
+        ({"image": ["photo.0.jpg", "\udfff"]}, "bad_record"),
         ({"image": "../train.json"}, "unsafe_path"),
         ({"image": "/etc/hostname"}, "unsafe_path"),
         ({"image": "pipe:cat"}, "unsafe_path"),
@@ -89,7 +91,12 @@ def test_a_file_over_the_limit_is_not_read_whole(llava: Any, jpegs: list[bytes])
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [('{"id": 1}', "holds a JSON object, expected a list"), ("[", "is not valid JSON"), ("[]", "is an empty list")],
+    [
+        ('{"id": 1}', "holds a JSON object, expected a list"),
+        ("[", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[]", "is an empty list"),
+    ],
 )
 def test_a_file_that_is_no_list_is_named(llava: Any, text: str, named: str) -> None:
     llava.annotations.write_text(text)

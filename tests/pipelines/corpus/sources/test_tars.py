@@ -111,6 +111,18 @@ def test_folders_are_no_samples(tmp_path: Path) -> None:
     assert [group.key for group in survey(str(tmp_path / "a.tar")).groups] == ["x/a"]
 
 
+def test_a_tar_ends_where_headers_chain_for_ever(tmp_path: Path) -> None:
+    def long_name(header: tarfile.TarInfo) -> None:
+        header.type = tarfile.GNUTYPE_LONGNAME
+
+    chain = [Member("@", b"name\0", long_name)] * 2000
+    write_members(tmp_path / "a.tar", [*members("a.jpg", "a.txt"), *chain, *members("b.jpg", "b.txt")])
+    found = survey(str(tmp_path / "a.tar"))
+    assert [(group.key, group.reason) for group in found.groups] == [("a", "")]
+    assert found.end.startswith("the tar is damaged: maximum recursion depth")
+    assert [(group.key, group.reason) for group in lost(found, None)] == [("", "damaged_file")]
+
+
 @pytest.mark.parametrize(
     ("names", "expected"),
     [

@@ -98,6 +98,13 @@ def test_a_damaged_index_is_named_and_a_foreign_json_is_none(tmp_path: Path) -> 
         source_of(tmp_path)
 
 
+def test_an_index_with_half_a_surrogate_pair_is_damaged(tmp_path: Path) -> None:
+    write_members(tmp_path / "a.tar", pair("1"))
+    index(tmp_path, ("\ud800.tar", 1))
+    with pytest.raises(ValueError, match=r"index\.json is not a readable wids index \(.*surrogates"):
+        source_of(tmp_path)
+
+
 def test_a_folder_without_tars_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no \.tar file"):
         source_of(tmp_path)

@@ -16,8 +16,13 @@ INCOMPLETE, BELOW = 1, 3
 def run(recipe: EvaluateRecipe, progress: Progress) -> int:
     """Evaluate, print the table; 1 if units are missing at the end, 3 if a checkpoint is below what was asked for."""
     result = evaluate(recipe, progress)
-    write_index(recipe.output, result, added=recipe.watch)
+    replaced = write_index(recipe.output, result, added=recipe.watch)
     tell(result, progress)
+    if replaced:
+        progress.say(
+            f"the report now shows this evaluation of {', '.join(replaced)}, and not an earlier one of another "
+            "checkpoint or longest answer under the same label: to see both, name one LABEL=PATH"
+        )
     if result.records:
         print(to_markdown(summarise(result.records)))  # noqa: T201 - the table is the job's result
     if result.failed:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from cluster.conditional import create_if_absent, read_versioned, replace_if_match
 from cluster.storage import exists, is_s3, join, read_bytes, write_atomic
 from pipelines.evaluation.runner import EvaluateResult
-from pipelines.evaluation.units import records_of_ids
+from pipelines.evaluation.units import facts_of, records_of_ids
 from qmop.vtcbench.records import Record
 
 INDEX = "evaluation.json"
+_READERS = 16
 
 
-def write_index(store: str, result: EvaluateResult, *, added: bool = False) -> None:
+def write_index(store: str, result: EvaluateResult, *, added: bool = False) -> tuple[str, ...]:
     """Record the units of an evaluation and the folder of its suite.
 
     Args:
         store: results store.
         result: of the evaluation.
-        added: whether units that others have recorded, of the same suite, stay in it: several may watch one folder.
+        added: whether units that others have recorded, of the same suite, stay in it: several may watch one folder. A
+            label has one checkpoint and one way of generating in it; of two, the evaluation that ends last stays.
+
+    Returns:
+        The labels whose earlier units were replaced by those of another checkpoint or way of generating.
     """
     place = join(store, INDEX)
     ours: dict[str, Any] = {
@@ -31,16 +38,47 @@ def write_index(store: str, result: EvaluateResult, *, added: bool = False) -> N
     }
     if not added:
         write_atomic(place, _packed(ours))
-        return
+        return ()
     while not create_if_absent(place, _packed(ours)):
         data, version = read_versioned(place)
         found = _unpacked(data, place)
         if found["suite_digest"] != ours["suite_digest"]:
             found = {"units": [], "poisoned": {}}
-        units = dict.fromkeys([*found["units"], *ours["units"]])
-        both = {**ours, "units": list(units), "poisoned": {**found.get("poisoned", {}), **ours["poisoned"]}}
+        both, replaced = _merged(found, ours, store)
         if replace_if_match(place, _packed(both), version) is not None:
-            return
+            return replaced
+    return ()
+
+
+def _merged(found: dict[str, Any], ours: dict[str, Any], store: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Two indices of one suite as one, and the labels that stand for something else from now on."""
+    theirs = set(found["units"]).difference(ours["units"])
+    sat = _sittings([*ours["units"], *theirs], store) if theirs else {}
+    now = dict(sat[name] for name in ours["units"] if name in sat)
+    gone = {name for name in theirs if name in sat and now.get(sat[name][0], sat[name][1]) != sat[name][1]}
+    replaced = tuple(sorted({sat[name][0] for name in gone}))
+    units = dict.fromkeys([*(name for name in found["units"] if name not in gone), *ours["units"]])
+    before = found.get("poisoned", {}).items()
+    kept = {item: why for item, why in before if not item.startswith(tuple(f"{label}: " for label in replaced))}
+    return {**ours, "units": list(units), "poisoned": {**kept, **ours["poisoned"]}}, replaced
+
+
+def _sittings(ids: Sequence[str], store: str) -> dict[str, tuple[str, str]]:
+    """By unit, its label, and the checkpoint and way of generating that the label stands for there.
+
+    A unit whose file is damaged, gone, or of an earlier version that wrote nothing down, is left out.
+    """
+
+    def sitting(name: str) -> tuple[str, str] | None:
+        try:
+            facts = facts_of(name, store)
+            return facts["label"], json.dumps([facts["checkpoint"], facts["generation"]], sort_keys=True)
+        except (FileNotFoundError, KeyError, ValueError):  # who reads the store is told
+            return None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = zip(ids, pool.map(sitting, ids), strict=True)
+        return {name: sat for name, sat in found if sat is not None}
 
 
 def read_index(store: str) -> tuple[list[Record], str]:

@@ -10,7 +10,7 @@ from cluster.bounds import require_at_least
 from cluster.progress import Progress
 from cluster.storage import join, read_bytes, write_atomic
 from jobs.inspection import Inspected, checkpoints_of, costs_of, inspect
-from pipelines.evaluation.store import read_index
+from pipelines.evaluation.store import index_of, read_index
 from qmop.vtcbench.records import Record, require_label
 from qmop.vtcbench.report import (
     Report,
@@ -37,6 +37,7 @@ class ReportRecipe:
         output: folder of the report; the results store itself when absent.
         reference: label of the uncompressed model.
         blind: label of the model that saw no picture.
+        floor: label of a second run of the uncompressed model, of another seed; its loss is the floor of all others'.
         samples: items shown with picture and answers.
         inspect: load every checkpoint once more, to time it on this machine and to draw over the samples what it kept.
         rounds: how often each is timed.
@@ -47,6 +48,7 @@ class ReportRecipe:
     output: str | None = None
     reference: str = "uncompressed"
     blind: str = "blind"
+    floor: str | None = None
     samples: int = 6
     inspect: bool = False
     rounds: int = 5
@@ -75,6 +77,8 @@ def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
             label := getattr(recipe, field)
         ) != usual:  # the usual ones may be missing: then nothing is told against them
             require_label(field, label, records, recipe.results)
+    if recipe.floor is not None:
+        require_label("floor", recipe.floor, records, recipe.results)
     folder = recipe.output or recipe.results
     pictures = _pictures(suite, records)
     samples = pick_samples(records, pictures, recipe.samples)
@@ -87,7 +91,14 @@ def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
             seen = inspect(checkpoints, _asked(records, pictures), samples, progress, rounds=recipe.rounds)
     with progress.stage(f"writing the report to {folder}"):
         report = summarise(
-            records, recipe.reference, recipe.blind, seed=recipe.seed, costs=costs, profiles=seen.profiles
+            records,
+            recipe.reference,
+            recipe.blind,
+            floor=recipe.floor,
+            seed=recipe.seed,
+            unanswered=_unanswered(recipe.results, records),
+            costs=costs,
+            profiles=seen.profiles,
         )
         files = {
             "report.md": to_markdown(report),
@@ -99,6 +110,17 @@ def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
             write_atomic(join(folder, name), text.encode())
     progress.say(f"report: {join(folder, 'report.html')}")
     return report
+
+
+def _unanswered(store: str, records: list[Record]) -> dict[str, dict[str, str]]:
+    """By label, the keys of items that could not be answered, with the reason."""
+    known = {(record.label, record.key) for record in records}
+    found: dict[str, dict[str, str]] = {}
+    for name, why in index_of(store).get("poisoned", {}).items():
+        label, _, key = name.rpartition(": ")
+        if (label, key) in known:
+            found.setdefault(label, {})[key] = why
+    return found
 
 
 def _harness_files(report: Report, records: list[Record]) -> dict[str, str]:

@@ -9,8 +9,18 @@ from dataclasses import asdict
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.lmms_eval import to_lmms_eval
 from qmop.vtcbench.report_html import Sample, pick_samples, to_html, with_drawings
-from qmop.vtcbench.report_types import Pair, Report, Row, verdict
-from qmop.vtcbench.statistics import Estimate
+from qmop.vtcbench.report_tables import (
+    asides,
+    brief,
+    interval,
+    level_table,
+    pair_table,
+    router_table,
+    table,
+    task_table,
+    unanswered_table,
+)
+from qmop.vtcbench.report_types import Report, Row, standing
 from qmop.vtcbench.summary import summarise
 
 __all__ = [
@@ -36,36 +46,46 @@ def to_json(report: Report) -> str:
 
 def to_markdown(report: Report) -> str:
     """The report's tables as Markdown, accuracies in percent with their 95 % intervals."""
-    codes = list(report.counts)
-    head = ["row", *(f"{code} (n={report.counts[code]})" for code in codes), "micro", "macro", "tokens", "retention"]
-    head += ["information loss", "visual gain", *_cost_heads(report), "against the reference"]
-    body = [_cells(row, codes, report) for row in report.rows]
-    chance = [
-        f"{100 * report.chance[name]:.1f}" if name in report.chance else "-" for name in (*codes, "micro", "macro")
-    ]
-    body.append(["*chance*", *chance, *[""] * (len(head) - 1 - len(chance))])
-    names = ", ".join(f"{code} {DIMENSIONS[code]}" for code in codes) or "items without a dimension"
+    names = ", ".join(f"{code} {DIMENSIONS[code]}" for code in report.counts) or "items without a dimension"
     head_line = f"VTCBench (QMoP's: {names}), suite `{report.suite_digest[:12]}`, {report.items} items."
-    parts = [head_line, _table(head, body), _legend(report)]
+    parts = [head_line, _main_table(report), _legend(report)]
+    if any(row.unanswered for row in report.rows):
+        parts += ["Items that could not be answered, and count as wrong:", unanswered_table(report.rows)]
     if len(report.levels) > 1:
-        parts += ["Accuracy by level:", _level_table(report)]
+        parts += ["Accuracy by level:", level_table(report)]
+    parts += ["Accuracy by task family in %:", task_table(report)]
     if any(row.router for row in report.rows):
-        parts += ["Routers:", _router_table(report.rows)]
+        parts += ["Routers:", router_table(report.rows)]
     if report.pairs:
-        parts += ["Rows of one token budget against each other (exploratory):", _pair_table(report.pairs)]
+        parts += ["Rows of one token budget against each other (exploratory):", pair_table(report.pairs)]
     facts = {**report.provenance, **report.versions, "bootstrap": f"{report.resamples} resamples, seed {report.seed}"}
     parts.append("; ".join(f"{name} {value}" for name, value in facts.items()) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def _main_table(report: Report) -> str:
+    codes, floors = list(report.counts), report.floors
+    beside = ("", "") if floors is None else (f" (floor {brief(floors.loss)})", f" (floor {brief(floors.gain)})")
+    head = ["row", *(f"{code} (n={report.counts[code]})" for code in codes), "micro", "macro", "tokens", "retention"]
+    head += [f"information loss{beside[0]}", f"reverse share{beside[1]}", "visual gain"]
+    head += [*_cost_heads(report), "against the reference"]
+    chance = [
+        f"{100 * report.chance[name]:.1f}" if name in report.chance else "-" for name in (*codes, "micro", "macro")
+    ]
+    last = ["*chance*", *chance, *[""] * (len(head) - 1 - len(chance))]
+    return table(head, [*(_cells(row, codes, report) for row in report.rows), last])
 
 
 def _legend(report: Report) -> str:
     sentences = [
         (
             "Accuracy in % [95 % interval over items]; tokens are visual tokens per picture; information loss is the "
-            f"share of items that `{report.reference}` has right and the row misses; visual gain is accuracy minus "
+            f"share of the items that `{report.reference}` has right which the row misses, the reverse share that of "
+            "the items that it misses which the row has right; visual gain is accuracy minus "
             f"that of `{report.blind}`; retention is accuracy over the reference's. One training run per row: "
-            "intervals tell items apart, not training seeds."
-        )
+            "intervals tell items apart, not training seeds. An unreadable answer counts as wrong."
+        ),
+        _about_the_floor(report),
     ]
     if len(report.levels) > 1:
         sentences.append("Dimensions, micro and macro are over the items of all levels.")
@@ -79,7 +99,18 @@ def _legend(report: Report) -> str:
             f"Times are medians of {measured.rounds} rounds on {measured.device}, {measured.rows} questions at once, "
             "divided by their number."
         )
-    return " ".join(sentences)
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _about_the_floor(report: Report) -> str:
+    if report.floor is not None:
+        return f"The floor is what `{report.floor}`, a second run of the reference, loses and gains."
+    if report.row(report.reference) is None:
+        return ""
+    return (
+        "Two runs of the reference lose items to each other too: `qmop report --floor LABEL` names a second one and "
+        "tells that floor."
+    )
 
 
 def _cost_heads(report: Report) -> list[str]:
@@ -100,57 +131,18 @@ def _costs(row: Row, report: Report) -> list[str]:
     return cells
 
 
-def _level_table(report: Report) -> str:
-    body = [[row.label, *(_interval(row.levels.get(level)) for level in report.levels)] for row in report.rows]
-    body.append(["*chance*", *(f"{100 * report.level_chance[level]:.1f}" for level in report.levels)])
-    return _table(["row", *(f"{level} (n={count})" for level, count in report.levels.items())], body)
-
-
-def _router_table(rows: Sequence[Row]) -> str:
-    body = [
-        [
-            row.label,
-            f"{row.router.entropy:.2f}",
-            ", ".join(f"{branches} {100 * share:.1f} %" for branches, share in row.router.choices.items()),
-        ]
-        for row in rows
-        if row.router
-    ]
-    return _table(["row", "entropy of the weights, bits", "branches that ran"], body)
-
-
 def _cells(row: Row, codes: Sequence[str], report: Report) -> list[str]:
-    against = row.against_reference
-    standing = "reference" if row.label == report.reference else "no reference"
+    against, beside = row.against_reference, asides(row)
     return [
-        row.label + (f" (lacks {row.missing} items)" if row.missing else ""),
-        *(_brief(row.dimensions.get(code)) for code in codes),
-        _interval(row.micro),
-        _interval(row.macro),
+        row.label + (f" ({', '.join(beside)})" if beside else ""),
+        *(brief(row.dimensions.get(code)) for code in codes),
+        interval(row.micro),
+        interval(row.macro),
         f"{row.visual_tokens:g}",
-        _interval(against.retention if against else None),
-        _interval(against.loss if against else None),
-        _interval(row.visual_gain),
+        interval(against.retention if against else None),
+        interval(against.loss if against else None),
+        interval(against.gain if against else None),
+        interval(row.visual_gain),
         *_costs(row, report),
-        verdict(against, report.reference) if against else standing,
+        standing(row, report),
     ]
-
-
-def _pair_table(pairs: Sequence[Pair]) -> str:
-    body = [[pair.other, pair.base, _interval(pair.comparison.difference), verdict(pair.comparison)] for pair in pairs]
-    return _table(["row", "against", "difference in points", "exact McNemar"], body)
-
-
-def _interval(estimate: Estimate | None) -> str:
-    if estimate is None:
-        return "-"
-    return f"{100 * estimate.value:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def _brief(estimate: Estimate | None) -> str:
-    return "-" if estimate is None else f"{100 * estimate.value:.1f}"
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)

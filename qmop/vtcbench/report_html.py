@@ -14,7 +14,8 @@ from markupsafe import Markup
 from qmop.vtcbench import panels, plots
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import Record
-from qmop.vtcbench.report_types import Report, Row, verdict
+from qmop.vtcbench.report_tables import asides, named
+from qmop.vtcbench.report_types import Report, standing, verdict
 from qmop.vtcbench.routing import BRANCH_NAMES, names_of
 from qmop.vtcbench.shards import picture_kind
 from qmop.vtcbench.statistics import Estimate
@@ -106,7 +107,9 @@ def to_html(report: Report, samples: Sequence[Sample] = ()) -> str:
         names=DIMENSIONS,
         colours={k: v.replace(plots.INK, "currentColor") for k, v in plots.colours(report).items()},
         glyphs=plots.glyphs(report),
-        standing={row.label: _standing(row, report) for row in report.rows},
+        standing={row.label: standing(row, report) for row in report.rows},
+        asides=asides,
+        named=named,
         pairs=[(pair, verdict(pair.comparison)) for pair in report.pairs],
         figures=_figures(report),
         costed=any(row.cost for row in report.rows),
@@ -157,15 +160,6 @@ def _figures(report: Report) -> list[tuple[str, str, Markup]]:
         ),
     ]
     return [(name, caption, Markup(svg)) for name, caption, svg in found if svg is not None]  # noqa: S704 - our own plots
-
-
-def _standing(row: Row, report: Report) -> str:
-    """How a row stands to the reference, in words."""
-    if row.label == report.reference:
-        return "reference"
-    if row.against_reference is None:
-        return f"no {report.reference} row"
-    return verdict(row.against_reference, report.reference)
 
 
 def _disagreement(found: Sequence[Record]) -> tuple[int, bool]:

@@ -47,6 +47,21 @@ class Curve:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskFamily:
+    """A kind of question: what the items of one `task` have in common.
+
+    Attributes:
+        dimensions: codes of the dimensions that its items belong to; none where they carry none.
+        n: its items over all rows together.
+        chance: accuracy of a uniform guess on them.
+    """
+
+    dimensions: tuple[str, ...]
+    n: int
+    chance: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One label: a checkpoint with a method and a token budget."""
 
@@ -67,6 +82,8 @@ class Row:
     """Accuracy on core, hard and held-out items apart; empty where the report has one level alone."""
     tasks: Mapping[str, Estimate]
     unparsable: int
+    unanswered: Mapping[str, str]
+    """Keys of items that could not be answered at all, with the reason; they count as wrong."""
     missing: int
     """Items that other rows have and this one lacks."""
     seconds: float
@@ -100,7 +117,8 @@ class Report:
     pairs: tuple[Pair, ...]
     chance: Mapping[str, float]
     """Accuracy of a uniform guess per dimension, for `micro`, and where there are dimensions for `macro`."""
-    task_chance: Mapping[str, float]
+    tasks: Mapping[str, TaskFamily]
+    """In the order of the dimensions."""
     counts: Mapping[str, int]
     """Items per dimension over all rows together; items without a dimension count in the micro average alone."""
     levels: Mapping[str, int]
@@ -111,6 +129,9 @@ class Report:
     items: int
     reference: str
     blind: str
+    floor: str | None
+    """Label of a second run of the reference, of another seed: what the two lose to each other no method is to blame
+    for. None where there is none."""
     suite_digest: str
     seed: int
     resamples: int
@@ -121,6 +142,22 @@ class Report:
     def row(self, label: str) -> Row | None:
         """The row of a label, if there is one."""
         return next((row for row in self.rows if row.label == label), None)
+
+    @property
+    def floors(self) -> Comparison | None:
+        """The second run of the reference against the first: its loss and gain are the floors of the other rows'."""
+        found = self.row(self.floor) if self.floor else None
+        return found.against_reference if found else None
+
+
+def standing(row: Row, report: Report) -> str:
+    """How a row stands to the reference, in words."""
+    if row.label == report.reference:
+        return "reference"
+    if row.against_reference is None:
+        return f"no {report.reference} row"
+    words = verdict(row.against_reference, report.reference)
+    return f"second run of the reference: {words}" if row.label == report.floor else words
 
 
 def verdict(comparison: Comparison, base: str = "") -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from qmop.vtcbench.curves import difficulty_curves
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import RIGHT, Record
-from qmop.vtcbench.report_types import Pair, Report, Row
+from qmop.vtcbench.report_types import Pair, Report, Row, TaskFamily
 from qmop.vtcbench.routing import BRANCH_NAMES, mean_weights, router_use
 from qmop.vtcbench.statistics import RESAMPLES, Comparison, Estimate, accuracy, compare, macro_accuracy
 
@@ -37,9 +37,11 @@ def summarise(
     reference: str = "uncompressed",
     blind: str = "blind",
     *,
+    floor: str | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
     branches: Sequence[str] = BRANCH_NAMES,
+    unanswered: Mapping[str, Mapping[str, str]] | None = None,
     costs: Mapping[str, Cost] | None = None,
     profiles: Mapping[str, Profile] | None = None,
     provenance: Mapping[str, str] | None = None,
@@ -50,34 +52,43 @@ def summarise(
         records: of one suite, any number of labels, each label one checkpoint.
         reference: label of the uncompressed model; retention and information loss are told against it.
         blind: label of the model that saw no picture; visual gain is told against it.
+        floor: label of a second run of the reference, of another seed: the floor of information loss.
         seed: of the bootstrap.
         resamples: of the bootstrap.
         branches: names of the router's branches.
+        unanswered: by label, keys of items that could not be answered, with the reason.
         costs: what a label costs by its configuration, where that is known.
         profiles: what was measured of a label.
         provenance: further facts to print.
 
     Raises:
-        ValueError: if there are no records, they come from two suites, a label names two checkpoints, or an item is
-            judged twice under one label.
+        ValueError: if there are no records, they come from two suites, a label names two checkpoints, an item is
+            judged twice under one label, or the floor is no second run of the reference.
     """
     labels = _by_label(records)
+    if floor is not None:
+        _require_second_run(labels, reference, floor)
     first = next(iter(next(iter(labels.values())).values()))
-    labels = dict(sorted(labels.items(), key=lambda pair: (pair[0] != reference, pair[0] == blind)))
+    labels = dict(sorted(labels.items(), key=lambda pair: (pair[0] != reference, pair[0] != floor, pair[0] == blind)))
     items = {key: record for answers in labels.values() for key, record in answers.items()}
     levels = by_level(Counter(record.level for record in items.values()))
     maker = _RowMaker(
         labels, reference, blind, seed=seed, resamples=resamples, items=len(items), branches=branches, levels=levels
     )
     rows = tuple(
-        replace(maker.row(label), cost=(costs or {}).get(label), profile=(profiles or {}).get(label))
+        replace(
+            maker.row(label),
+            unanswered=dict((unanswered or {}).get(label, {})),
+            cost=(costs or {}).get(label),
+            profile=(profiles or {}).get(label),
+        )
         for label in labels
     )
     return Report(
         rows=rows,
-        pairs=tuple(maker.pairs(rows)),
+        pairs=tuple(maker.pairs([row for row in rows if row.label not in {reference, blind, floor}])),
         chance=_chance(items.values()),
-        task_chance=_mean_by((record.task, record.chance) for record in items.values()),
+        tasks=_families(items.values()),
         counts=_ordered(Counter(record.dimension for record in items.values())),
         levels=levels,
         level_chance=by_level(_mean_by((record.level, record.chance) for record in items.values())),
@@ -87,6 +98,7 @@ def summarise(
         items=len(items),
         reference=reference,
         blind=blind,
+        floor=floor,
         suite_digest=first.suite_digest,
         seed=seed,
         resamples=resamples,
@@ -139,6 +151,7 @@ class _RowMaker:
                 for name, scores in _scores_by((record.task, record.score) for record in records).items()
             },
             unparsable=sum(not record.parsable for record in records),
+            unanswered={},
             missing=self._items - len(records),
             seconds=sum(record.seconds for record in records),
             against_reference=against,
@@ -150,10 +163,10 @@ class _RowMaker:
         )
 
     def pairs(self, rows: Sequence[Row]) -> list[Pair]:
-        """Every two rows of one budget, the reference and the blind row left out."""
+        """Every two of these rows that have one budget."""
         found = []
         for base, other in combinations(rows, 2):
-            if base.budget == other.budget and not {base.label, other.label} & {self._reference, self._blind}:
+            if base.budget == other.budget:
                 comparison = self._compare(base.label, other.label)
                 if comparison is not None:
                     found.append(Pair(base=base.label, other=other.label, comparison=comparison))
@@ -200,6 +213,43 @@ def _by_label(records: Iterable[Record]) -> dict[str, Answers]:
             names = ", ".join(sorted(digest[:12] for digest in checkpoints))
             raise ValueError(f"label {label!r} names several checkpoints ({names}); give each its own label")
     return labels
+
+
+def _require_second_run(labels: Mapping[str, Answers], reference: str, floor: str) -> None:
+    """Refuse a floor that says nothing about seeds."""
+    way_out = "name a second training run of the reference that differs in its seed alone, or none"
+    for label in (reference, floor):
+        if label not in labels:
+            raise ValueError(
+                f"floor is {floor!r}, held against {reference!r}, but there are no records of {label!r}: {way_out}"
+            )
+    first, second = (next(iter(labels[label].values())) for label in (reference, floor))
+    if first.checkpoint == second.checkpoint:
+        raise ValueError(f"floor is {floor!r}, which is the same checkpoint as {reference!r}: {way_out}")
+    if (first.method, first.budget) != (second.method, second.budget):
+        raise ValueError(
+            f"floor is {floor!r}, {second.method} of {second.budget} tokens, but {reference!r} is {first.method} of "
+            f"{first.budget}: {way_out}"
+        )
+
+
+def _families(records: Iterable[Record]) -> dict[str, TaskFamily]:
+    """Task families by name, those of the first dimension first."""
+    codes = list(DIMENSIONS)
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.task].append(record)
+    families = {
+        task: TaskFamily(
+            dimensions=tuple(code for code in codes if any(record.dimension == code for record in members)),
+            n=len(members),
+            chance=float(np.mean([record.chance for record in members])),
+        )
+        for task, members in groups.items()
+    }
+    return dict(
+        sorted(families.items(), key=lambda pair: [codes.index(code) for code in pair[1].dimensions] or [len(codes)])
+    )
 
 
 def _scores_by(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:

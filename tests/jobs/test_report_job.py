@@ -11,6 +11,7 @@ import pytest
 
 from cluster.progress import Progress
 from jobs import cli
+from jobs import report as job
 from jobs.inspection import checkpoints_of
 from jobs.report import ReportRecipe, _folder_of, write_report
 from pipelines.evaluation.discovery import Candidate, discover
@@ -124,6 +125,46 @@ def test_a_recipe_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 def test_a_label_that_no_record_has_is_refused(results: str) -> None:
     with pytest.raises(ValueError, match=r"blind is 'nosuch', but .* holds records of .* alone"):
         write_report(ReportRecipe(results=results, blind="nosuch"), Progress())
+
+
+def test_a_second_reference_gives_the_floor_and_unanswered_items_are_listed(
+    results: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records, _ = read_index(results)
+    place = Path(results, "evaluation.json")
+    index = json.loads(place.read_text())
+    index["poisoned"] = {f"mine: {records[0].key}": "ran out of memory", "gone: x": "stale", "mine: nokey": "stale"}
+    place.write_text(json.dumps(index))
+
+    report = write_report(ReportRecipe(results=results, samples=0), Progress())
+    assert [dict(row.unanswered) for row in report.rows] == [{}, {records[0].key: "ran out of memory"}]
+    for name in ("report.md", "report.html"):
+        assert f"{records[0].key} (ran out of memory)" in Path(results, name).read_text()
+        assert "--floor LABEL" in Path(results, name).read_text()
+
+    assert cli.run(["report", "--results", results, "--floor", "nosuch"]) == cli.MISTAKE
+    assert "floor is 'nosuch', but" in capsys.readouterr().err
+    assert cli.run(["report", "--results", results, "--floor", "mine"]) == cli.MISTAKE
+    assert "floor is 'mine', qmop of 16 tokens, but 'uncompressed' is mlp of 144" in capsys.readouterr().err
+
+
+def test_the_floor_stands_in_every_form(results: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, suite = read_index(results)
+    second = [
+        replace(record, label="second", checkpoint="another", score=0.0)
+        for record in records
+        if record.label == "uncompressed"
+    ]
+    right = sum(record.score for record in records if record.label == "uncompressed")
+    monkeypatch.setattr(job, "read_index", lambda _: ([*records, *second], suite))
+
+    write_report(ReportRecipe(results=results, samples=0, floor="second"), Progress())
+
+    found = json.loads(Path(results, "report.json").read_text())
+    assert (found["floor"], found["rows"][1]["label"]) == ("second", "second")
+    assert found["rows"][1]["against_reference"]["loss"]["n"] == right > 0
+    assert "information loss (floor 100.0) | reverse share (floor 0.0)" in Path(results, "report.md").read_text()
+    assert "floor 100.0" in Path(results, "report.html").read_text()
 
 
 def test_every_label_has_a_folder_of_its_own() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,7 @@ def test_markdown_tables_have_as_many_cells_as_heads(report: Report) -> None:
 
     tables = [block for block in to_markdown(odd).split("\n\n") if block.startswith("|")]
 
-    assert len(tables) == 3
+    assert len(tables) == 4
     for table in tables:
         assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
 
@@ -47,6 +48,44 @@ def test_markdown_says_what_is_missing_and_what_is_noise(evaluation: list[Record
     assert "uncompressed (lacks 2 items)" in text
     assert "below uncompressed (p" in text
     assert "within noise (p" in text or "above (p" in text or "below (p" in text
+
+
+def test_loss_and_reverse_share_stand_side_by_side_with_their_floors(
+    evaluation: list[Record], answered: Callable[..., list[Record]]
+) -> None:
+    second = answered("second", lambda i: i % 10 != 8, budget=144, method="uncompressed")
+    text = to_markdown(summarise([*evaluation, *second], floor="second", resamples=100))
+    head, _, *body = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")][
+        :8
+    ]
+    place = head.index("information loss (floor 11.1)")  # 4 of the 36 that the first run has right
+
+    assert head[place + 1] == "reverse share (floor 100.0)"  # all 4 that it misses
+    rows = {cells[1]: cells for cells in body}
+    right = {label: [r.right for r in evaluation if r.label == label] for label in ("uncompressed", "qmop@16")}
+    pairs = list(zip(right["uncompressed"], right["qmop@16"], strict=True))
+    assert rows["qmop@16"][place].startswith(f"{100 * pairs.count((True, False)) / 36:.1f} [")
+    assert rows["qmop@16"][place + 1].startswith(f"{100 * pairs.count((False, True)) / 4:.1f} [")
+    assert rows["uncompressed"][place : place + 2] == ["-", "-"]
+    assert rows["second"][-2].startswith("second run of the reference: within noise of uncompressed")
+    assert "The floor is what `second`, a second run of the reference, loses and gains." in text
+    assert "names a second one" not in text
+
+
+def test_a_report_without_a_floor_says_how_to_get_one(report: Report) -> None:
+    assert "`qmop report --floor LABEL` names a second one" in to_markdown(report)
+
+
+def test_what_was_unreadable_or_not_answered_is_told(evaluation: list[Record]) -> None:
+    odd = [
+        replace(r, parsable=i not in (41, 42), score=r.score * (i not in (41, 42))) for i, r in enumerate(evaluation)
+    ]
+    report = summarise(odd, resamples=100, unanswered={"qmop@16": {odd[41].key: "no\nmemory"}})
+    text = to_markdown(report)
+
+    assert "| qmop@16 (2 unreadable, 1 not answered) |" in text
+    assert f"| qmop@16 | 1 | {odd[41].key} (no memory) |" in text
+    assert "not answered" not in to_markdown(summarise(odd, resamples=100))
 
 
 def test_levels_stand_apart_where_there_are_several(evaluation: list[Record], report: Report) -> None:
@@ -77,7 +116,8 @@ def test_cost_and_times_stand_on_the_row(evaluation: list[Record], cost: Cost, m
 def test_without_a_reference_nothing_is_compared(evaluation: list[Record]) -> None:
     text = to_markdown(summarise([r for r in evaluation if r.label == "qmop@16"], resamples=100))
 
-    assert "no reference" in text
+    assert "no uncompressed row" in text
+    assert "floor" not in text
     assert "exploratory" not in text
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from qmop.cost import Cost
 from qmop.profiler import Profile
+from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.report_types import Report, Row, verdict
 from qmop.vtcbench.statistics import compare
@@ -102,6 +103,65 @@ def test_rows_are_held_against_reference_and_blind(report: Report, evaluation: l
     assert row.visual_gain.value == pytest.approx(row.micro.value - 8 / 40)
     assert _row(report, "uncompressed").against_reference is None
     assert _row(report, "blind").visual_gain is None
+
+
+def test_loss_and_reverse_share_have_denominators_of_their_own(report: Report, evaluation: list[Record]) -> None:
+    right = {label: {r.key for r in evaluation if r.label == label and r.right} for label in ("uncompressed", "blind")}
+    found = _row(report, "blind").against_reference
+    assert found is not None
+    assert found.loss is not None
+    assert found.gain is not None
+
+    assert (found.loss.n, found.gain.n) == (36, 4)
+    assert found.loss.value == pytest.approx(len(right["uncompressed"] - right["blind"]) / 36)
+    assert found.gain.value == pytest.approx(len(right["blind"] - right["uncompressed"]) / 4)
+
+
+def test_the_floor_is_what_two_runs_of_the_reference_lose_to_each_other(
+    evaluation: list[Record], answered: Callable[..., list[Record]]
+) -> None:
+    second = answered("second", lambda i: i % 10 != 8, budget=144, method="uncompressed")
+    others = answered("other", lambda i: i % 2 == 0, budget=144)
+    report = summarise([*evaluation, *others, *second], floor="second", resamples=100)
+
+    assert [row.label for row in report.rows[:2]] == ["uncompressed", "second"]
+    assert report.floors is not None
+    assert report.floors.loss is not None
+    assert (report.floors.loss.value, report.floors.loss.n) == (pytest.approx(4 / 36), 36)
+    assert {"second", "uncompressed"}.isdisjoint(name for pair in report.pairs for name in (pair.base, pair.other))
+    assert summarise(evaluation, resamples=100).floors is None
+
+
+def test_a_floor_that_is_no_second_run_of_the_reference_is_refused(
+    evaluation: list[Record], answered: Callable[..., list[Record]]
+) -> None:
+    same = answered("again", bool, budget=144, method="uncompressed", checkpoint="digest-of-uncompressed")
+    for floor, records, words in [
+        ("nosuch", evaluation, "floor is 'nosuch', held against 'uncompressed', but there are no records of 'nosuch'"),
+        ("blind", [r for r in evaluation if r.label == "blind"], "there are no records of 'uncompressed'"),
+        ("uncompressed", evaluation, "floor is 'uncompressed', which is the same checkpoint as 'uncompressed'"),
+        ("again", [*evaluation, *same], "floor is 'again', which is the same checkpoint as 'uncompressed'"),
+        ("qmop@16", evaluation, "floor is 'qmop@16', qmop of 16 tokens, but 'uncompressed' is uncompressed of 144"),
+    ]:
+        with pytest.raises(ValueError, match=f"{words}.*name a second training run"):
+            summarise(records, floor=floor, resamples=100)
+
+
+def test_task_families_have_dimension_count_and_chance(report: Report, evaluation: list[Record]) -> None:
+    assert list(report.tasks)[:4] == ["main_shape", "common_colour", "common_shape", "busy_side"]
+    assert [family.dimensions for family in report.tasks.values()] == [(code,) for code in DIMENSIONS for _ in range(4)]
+    assert {family.n for family in report.tasks.values()} == {2}
+    assert report.tasks["place"].chance == pytest.approx(1 / 9)
+    mixed = [replace(r, dimension="GU" if i % 2 else "LD", task="t") for i, r in enumerate(evaluation)]
+    assert summarise(mixed, resamples=100).tasks["t"].dimensions == ("GU", "LD")
+    bare = summarise([replace(record, dimension="none") for record in evaluation], resamples=100)
+    assert {family.dimensions for family in bare.tasks.values()} == {()}
+
+
+def test_items_that_could_not_be_answered_stand_with_their_row(evaluation: list[Record]) -> None:
+    report = summarise(evaluation, resamples=100, unanswered={"qmop@16": {"k": "no memory"}})
+
+    assert [dict(row.unanswered) for row in report.rows] == [{}, {"k": "no memory"}, {}, {}]
 
 
 def test_only_rows_of_one_budget_are_paired(report: Report, answered: Callable[..., list[Record]]) -> None:

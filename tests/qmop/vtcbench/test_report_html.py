@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -122,6 +123,49 @@ def test_levels_costs_and_times_are_shown_where_they_are_known(
         assert words not in plain
     assert "--inspect true" in plain
     assert "--inspect true" not in shown
+
+
+def test_loss_has_reverse_share_and_floor_beside_it(
+    report: Report, evaluation: list[Record], answered: Callable[..., list[Record]]
+) -> None:
+    second = answered("second", lambda i: i % 10 != 8, budget=144, method="uncompressed")
+    known = summarise([*evaluation, *second], floor="second", resamples=100)
+    shown, plain = (" ".join(" ".join(_Page(to_html(one)).words).split()) for one in (known, report))
+
+    assert "information loss floor 11.1 reverse share floor 100.0 visual gain" in shown
+    assert "information loss reverse share visual gain" in plain
+    assert "The floor is what second" in shown
+    assert "--floor LABEL" in plain
+    assert "--floor LABEL" not in shown
+    gain = known.rows[2].against_reference.gain  # type: ignore[union-attr]
+    assert gain is not None
+    assert f"{100 * gain.value:.1f} {100 * gain.low:.1f}\u2013{100 * gain.high:.1f} n = 4" in shown
+
+
+def test_task_families_have_a_table_with_their_chance(report: Report) -> None:
+    words = " ".join(" ".join(_Page(to_html(report)).words).split())
+    row = report.rows[0].tasks["place"]
+
+    assert "Accuracy by task family" in words
+    low, high = 100 * row.low, 100 * row.high
+    assert f"place SC n = 2 11.1 {100 * row.value:.1f} {low:.1f}\u2013{high:.1f}" in words
+
+
+def test_items_that_could_not_be_answered_are_listed(report: Report, evaluation: list[Record]) -> None:
+    why = {f"key-{i}": f"reason <{i}>" for i in range(5)}
+    odd = summarise(evaluation, resamples=100, unanswered={"qmop@16": why})
+    shown, plain = (" ".join(" ".join(_Page(to_html(one)).words).split()) for one in (odd, report))
+
+    assert "5 not answered" in shown
+    listed = "qmop@16 5 key-0 (reason <0>); key-1 (reason <1>); key-2 (reason <2>); and 2 more They count as wrong."
+    assert listed in shown
+    assert "could not be answered" not in plain
+
+
+def test_tables_scroll_inside_a_box_of_their_own(report: Report) -> None:
+    text = to_html(report)
+
+    assert text.count("<table") == text.count('<div class="scroll"><table') >= 4
 
 
 def test_what_was_kept_is_drawn_under_the_answer(

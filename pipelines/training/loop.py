@@ -11,12 +11,18 @@ from pipelines.training.engine import quiet_start
 from pipelines.training.plans import LoopSettings
 from pipelines.training.recipe import states_folder
 from pipelines.training.resuming import find_state
+from pipelines.training.signing import require_key
 from pipelines.training.stage import StageRun
 from pipelines.training.states import Found, forget_unfinished
 
 
 def train_loop(settings: LoopSettings) -> None:
-    """Run the stages that are not finished; from where the latest state of the run stands, if there is one."""
+    """Run the stages that are not finished; from where the latest state of the run stands, if there is one.
+
+    Raises:
+        ValueError: if the run was started with a key for its states, and this process has none.
+    """
+    require_key(signed=settings.signed)
     quiet_start()
     import deepspeed  # noqa: PLC0415 - after quiet_start
 

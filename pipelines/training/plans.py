@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.storage import join
 from pipelines.corpus.feed import CorpusFeed
 from pipelines.training.exports import FOLDER, export_name, is_complete
 from pipelines.training.recipe import StageName, TrainRecipe
+from pipelines.training.signing import has_key
 
 
 def export_uris(recipe: TrainRecipe, stage: StageName) -> dict[int, str]:
@@ -50,11 +51,13 @@ class LoopSettings:
         recipe: of the run.
         plans: stages that still have to run, in order.
         board: actor that takes notes for the driver.
+        signed: whether the driver has a key for states; a process that lacks it then refuses to start.
     """
 
     recipe: TrainRecipe
     plans: tuple[StagePlan, ...]
     board: Any
+    signed: bool = field(default_factory=has_key)
 
 
 def stage_plans(recipe: TrainRecipe, corpus_digest: str, base: str) -> tuple[StagePlan, ...]:

@@ -7,18 +7,15 @@ With a key in the environment variable `QMOP_STATE_KEY` it is signed, and then n
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cluster.storage import StorageError, exists, is_s3, join, list_files, list_sizes, read_bytes, remove, write_atomic
+from pipelines.training.signing import check_signature, signature
 
 CARD = "state.json"
-KEY_VARIABLE = "QMOP_STATE_KEY"
 FORMAT = 1
 
 
@@ -72,9 +69,7 @@ class StateCard:
     def to_json(self) -> bytes:
         """The file's bytes, signed where there is a key."""
         said = asdict(self)
-        key = os.environ.get(KEY_VARIABLE)
-        signature = _signature(said, key) if key else None
-        return json.dumps({"state": said, "signature": signature}, indent=1).encode() + b"\n"
+        return json.dumps({"state": said, "signature": signature(said)}, indent=1).encode() + b"\n"
 
     @property
     def name(self) -> str:
@@ -114,7 +109,7 @@ def read_state(uri: str) -> StateCard:
     try:
         document = json.loads(read_bytes(place))
         said = document["state"]
-        _check_signature(uri, said, document.get("signature"))
+        check_signature(uri, said, document.get("signature"))
         if said["format"] != FORMAT:
             raise ValueError(f"{uri} has format {said['format']}, this version reads {FORMAT}")
         parts = tuple(
@@ -238,17 +233,3 @@ def _covered(name: str, whole: int, parts: tuple[Part, ...]) -> bool:
             return False
         at = max(at, first + number)
     return at == whole
-
-
-def _signature(said: dict[str, Any], key: str) -> str:
-    return hmac.new(key.encode(), json.dumps(said, sort_keys=True).encode(), hashlib.sha256).hexdigest()
-
-
-def _check_signature(uri: str, said: dict[str, Any], signature: str | None) -> None:
-    key = os.environ.get(KEY_VARIABLE)
-    if key is None:
-        return
-    if not isinstance(signature, str) or not hmac.compare_digest(signature, _signature(said, key)):
-        raise ValueError(
-            f"{uri} is not signed with the key in {KEY_VARIABLE}: it is another run's, or somebody changed it"
-        )

@@ -29,6 +29,7 @@ from pipelines.training.news import News
 from pipelines.training.plans import LoopSettings, StagePlan, export_uris, stage_plans
 from pipelines.training.recipe import SHAPING, TrainRecipe, compressor_options
 from pipelines.training.retention import name_of
+from pipelines.training.signing import has_key
 from pipelines.training.tracking import check_trackers, open_trackers
 from pipelines.training.validation import outstanding, validation_of
 from qmop.compressors import projector_spec
@@ -49,12 +50,14 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     """Run a recipe to its end; stages that are already exported are not run again.
 
     Raises:
-        ValueError: for a recipe that cannot run, or a corpus that lacks shards; before anything is started.
+        ValueError: for a recipe that cannot run, a corpus that lacks shards, or an empty key for states; before
+            anything is started.
         HeldError: if another process that lives trains into the same output.
         FileNotFoundError: if corpus or base are missing.
         JobFailedError: if it ended before its last step, more often than `max_failures` allows, or has gone on behind
             steps that a changed schedule wants exports of.
     """
+    has_key()
     check_compressor(recipe)
     check_trackers(recipe.trackers)
     exports = tuple(uri for stage in recipe.stages for uri in export_uris(recipe, stage).values())

@@ -15,8 +15,9 @@ from safetensors.torch import save_file
 
 from cluster.storage import StorageError
 from pipelines.training import state_files
+from pipelines.training.signing import KEY_VARIABLE
 from pipelines.training.state_loading import load_state
-from pipelines.training.states import KEY_VARIABLE, latest, read_state
+from pipelines.training.states import latest, read_state
 from tests.pipelines.training.engines import FACTS, engine, save, train, writer
 
 

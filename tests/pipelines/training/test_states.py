@@ -10,9 +10,9 @@ import pytest
 
 from cluster.storage import StorageError
 from pipelines.training import states
+from pipelines.training.signing import KEY_VARIABLE
 from pipelines.training.states import (
     CARD,
-    KEY_VARIABLE,
     Part,
     StateCard,
     forget,

@@ -251,6 +251,12 @@ def test_a_corpus_that_lacks_a_shard_is_refused_before_anything_is_written(groun
     assert not (tmp_path / "run").exists()
 
 
+def test_an_empty_key_is_refused_before_anything_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QMOP_STATE_KEY", "")
+    with pytest.raises(ValueError, match="QMOP_STATE_KEY is set, but empty"):
+        train(TrainRecipe(corpus=str(tmp_path / "c"), output=str(tmp_path / "run")), Progress(stream=io.StringIO()))
+
+
 def test_a_second_run_into_an_output_is_refused_while_the_first_lives(ground: Path, tmp_path: Path) -> None:
     asked = recipe(ground, output=str(tmp_path / "run"))
     with (

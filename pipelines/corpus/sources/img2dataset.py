@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from cluster.storage import absolute
 from pipelines.corpus.samples import BadSampleError, Fault, Origin, Raw
 from pipelines.corpus.sources.base import MAX_IMAGES, Mapper, Unit, chunked, digest_of, listing, rows_of
 from pipelines.corpus.sources.conversations import check_places, first_text, from_files
+from pipelines.corpus.sources.parquet import values_at
 from pipelines.corpus.sources.tars import Content, Group, Survey, lost, raw_or_fault, survey
 
 OBTAINED = "success"
@@ -32,7 +33,8 @@ class Img2DatasetSource:
     """Captioned images. The parquet says what there should be, the tar what there is; both must agree.
 
     img2dataset writes one image per caption; several under a key, added by other tools, are read as everywhere.
-    Without its parquet a tar speaks for itself; without its tar a parquet misses every image.
+    Without its parquet a tar speaks for itself, and so it does beside a damaged one, which is put aside as one record;
+    without its tar a parquet misses every image.
 
     Args:
         folder: the output folder of img2dataset.
@@ -91,23 +93,31 @@ class Img2DatasetSource:
         found = survey(tar) if storage.exists(tar) else Survey([])
         lacking = f"{stem}.tar has no image under this key"
         if not storage.exists(self._uri(stem, ".parquet")):
-            groups = [*found.groups, *lost(found, None)]
-            rows = [_placed({"key": group.key, "status": OBTAINED}, group) for group in groups]
+            rows = _unlisted(found)
         else:
-            rows = list(_matched(self._table(stem), found, lacking))
+            try:
+                rows = list(_matched(self._table(stem), found, lacking))
+            except BadSampleError as bad:
+                rows = [_bad({"key": "", "status": OBTAINED}, bad.reason, bad.detail), *_unlisted(found)]
         return [row | {"file": stem} for row in rows]
 
     def _table(self, stem: str) -> list[Row]:
+        """The rows of a table; one that holds a text which cannot be read says so under `broken`.
+
+        Raises:
+            BadSampleError: `damaged_file` if it cannot be read as a whole.
+            ValueError: if it is a table of something else.
+        """
         uri = self._uri(stem, ".parquet")
+        data = io.BytesIO(storage.read_bytes(uri))
         try:
-            table = pq.ParquetFile(io.BytesIO(storage.read_bytes(uri)))
-            names = table.schema_arrow.names
-            rows = table.read(columns=[name for name in _COLUMNS if name in names]).to_pylist()
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{uri} is not a readable parquet file ({error}), fetch it again or remove it") from error
-        if "key" not in names:
+            file = pq.ParquetFile(data)
+            table = file.read(columns=[name for name in _COLUMNS if name in file.schema_arrow.names])
+        except (ValueError, OSError) as error:  # ours is the memory that is read, so no storage is to blame
+            raise BadSampleError("damaged_file", f"{uri} is not a readable parquet file: {error}") from error
+        if "key" not in table.column_names:
             raise ValueError(f"{uri} has no column 'key', it is not img2dataset's")
-        return [{"status": OBTAINED} | row | {"key": str(row["key"])} for row in rows]
+        return [_listed(table.column_names, table.columns, place) for place in range(table.num_rows)]
 
     def _sample(self, stream: BinaryIO, position: int, row: Row) -> Raw | Fault:
         origin: Origin = {"file": f"{row['file']}.tar", "key": row["key"], "url": row.get("url")}
@@ -121,6 +131,23 @@ class Img2DatasetSource:
         messages, record = from_files(found.texts, row.get("caption"), self.prompt)
         check_places(first_text(record), len(found.images), listed=found.listed)
         return Raw(position=position, identity=row["key"], images=found.images, messages=messages, origin=origin)
+
+
+def _listed(names: Sequence[str], columns: Sequence[Any], place: int) -> Row:
+    """A row of the table by its columns' names."""
+    values = values_at(columns, place)
+    if isinstance(values, BadSampleError):
+        key = values_at([columns[names.index("key")]], place)
+        known = "" if isinstance(key, BadSampleError) else str(key[0])
+        return {"key": known, "status": OBTAINED, "broken": values.detail}
+    row = dict(zip(names, values, strict=True))
+    return {"status": OBTAINED} | row | {"key": str(row["key"])}
+
+
+def _unlisted(found: Survey) -> list[Row]:
+    """What a tar holds that has to speak for itself."""
+    groups = [*found.groups, *lost(found, None)]
+    return [_placed({"key": group.key, "status": OBTAINED}, group) for group in groups]
 
 
 def _placed(row: Row, group: Group) -> Row:
@@ -138,7 +165,10 @@ def _matched(table: Iterable[Row], found: Survey, lacking: str) -> Iterator[Row]
     taken = set()
     for row in table:
         group = waiting.get(row["key"])
-        if row["key"] in seen:
+        if "broken" in row:
+            yield _bad(row, "bad_record", row["broken"])
+            taken.add(id(group))
+        elif row["key"] in seen:
             yield _bad(row, "duplicate_key", "the table lists this key before")
         elif row["status"] != OBTAINED:
             yield _bad(row, "not_downloaded", f"{row['status']}: {row.get('error_message') or 'no message'}")

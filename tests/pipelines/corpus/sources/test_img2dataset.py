@@ -88,10 +88,34 @@ def test_a_folder_without_tars_is_named(tmp_path: Path) -> None:
         source_of(tmp_path / "nowhere")
 
 
-def test_a_damaged_parquet_is_named(img2dataset: Path) -> None:
-    (img2dataset / "00001.parquet").write_bytes(b"PAR1 and nothing more")
-    with pytest.raises(ValueError, match=r"00001\.parquet is not a readable parquet file"):
-        source_of(img2dataset).units(4)
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_damaged_parquet_is_put_aside_and_its_tar_speaks_for_itself(
+    img2dataset: Path, jpegs: list[bytes], share: float
+) -> None:
+    table = img2dataset / "00001.parquet"
+    table.write_bytes(table.read_bytes()[: int(table.stat().st_size * share)])
+    raws, faults = split(read_all(img2dataset))
+    assert [raw.images for raw in raws] == [(data,) for data in jpegs[:12]]
+    assert [fault.reason for fault in faults] == ["not_downloaded", "not_downloaded", "damaged_file"]
+    assert "00001.parquet is not a readable parquet file" in faults[-1].detail
+    (img2dataset / "00001.tar").unlink()
+    raws, faults = split(read_all(img2dataset))
+    assert (len(raws), faults[-1].reason) == (7, "damaged_file")
+
+
+@pytest.mark.parametrize("column", ["caption", "key"])
+def test_a_text_that_is_not_utf8_costs_its_own_row(img2dataset: Path, jpegs: list[bytes], column: str) -> None:
+    path = img2dataset / "00000.parquet"
+    table = pq.read_table(path)
+    texts = [text.encode() for text in table[column].to_pylist()]
+    texts[2] = b"\xff\xfe"
+    place = table.column_names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(texts, pa.binary()).view(pa.string())), path)
+    raws, faults = split(read_all(img2dataset))
+    assert [raw.images[0] for raw in raws] == [*jpegs[:2], *jpegs[3:12]]
+    reasons = ["bad_record", "not_downloaded", "not_downloaded", *(["unlisted"] if column == "key" else [])]
+    assert [fault.reason for fault in faults] == reasons
+    assert faults[0].origin["key"] == ("000000002" if column == "caption" else "")
 
 
 def test_a_foreign_parquet_is_named(img2dataset: Path) -> None:

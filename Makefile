@@ -36,10 +36,10 @@ compare: setup  ## methods against each other at tiny size: hours, resumable (AR
 gpu-proof: setup  ## the same tables, and prefill and decode of a whole 7B shape, on a CUDA GPU
 	$(BIN)/python -m tests.bench gpu_proof
 
-soak: setup  ## long, seeded, resumable repetition; its record: tests/soak/RECORD.md
+soak: setup  ## long seeded repetition and the slowest single tests; the record: tests/soak/RECORD.md
 	$(BIN)/python -m pytest -m soak $(ARGS)
 
-base: setup  ## train the embedded base anew
+base: setup  ## train the embedded base anew (48 CPU minutes); replaces qmop/tiny/weights
 	$(BIN)/python -m qmop.tiny.pretraining --output qmop/tiny/weights $(ARGS)
 
 clean:  ## remove the environment and what tools left behind; runs/ stays

@@ -18,6 +18,7 @@ _LINES = {
     "export": "exported {name} ({digest:.12})",
     "state": "saved {name} ({bytes:,} bytes, {seconds:.1f} s beside the training)",
     "state_failed": "WARNING: {name} was not saved by process {rank}, training goes on: {error}",
+    "states_kept": "WARNING: states before {name} were not removed, the next state tries again: {error}",
     "resumed": "resumed from {name} ({bytes:,} bytes read in {seconds:.1f} s)",
     "skipped": "WARNING: {stage} step {step}: the loss was not finite, so these samples were left out: {keys}",
     "left_out": "WARNING: {stage} step {step}: {count} prompts leave no room for an answer under max_length: {keys}",

@@ -113,7 +113,7 @@ class TrainRecipe:
         allow_changes: fields, or `corpus` and `base` for their content, that may differ from the run that the output
             folder holds.
         watchdog_s: seconds that processes wait for each other before the run counts as stuck and is started again;
-            longer than an export takes.
+            longer than an export takes. The parts of a state are waited for half as long.
         on_nan: what happens when a loss is not finite: stop with the keys of the samples, or skip them and go on.
         gradient_checkpointing: compute the language model's activations again instead of keeping them.
         zero_options: further entries of DeepSpeed's `zero_optimization`, such as offload_optimizer.

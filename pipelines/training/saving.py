@@ -33,6 +33,7 @@ class Saving:
             token=from_rank_zero(lambda: secrets.token_hex(4)),
             keep=recipe.keep_states,
             stages=recipe.stages,
+            patience_s=recipe.watchdog_s / 2,
             tell=board.post.remote,
         )
 

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import dropwhile
 from pathlib import Path
@@ -30,6 +31,7 @@ from cluster.storage import (
 )
 from pipelines.training.fragments import KINDS, adam_steps, held
 from pipelines.training.states import (
+    CARD,
     Part,
     StateCard,
     folder_name,
@@ -40,7 +42,7 @@ from pipelines.training.states import (
     publish_state,
 )
 
-_ATTEMPTS, _PARTS_S, _LOOK_S = 4, 600.0, 0.2
+_ATTEMPTS, _LOOK_S = 4, 0.2
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -58,7 +60,10 @@ class StateWriter:
         token: of this start of the processes, so that nobody takes a killed process's word for a live one's.
         keep: how many of the latest usable states stay.
         stages: names of the stages in their order.
-        tell: what is called, from the thread, with a note when a state is visible or has failed.
+        patience_s: seconds that the process of rank 0 waits for the others' files after its own. Training may stand
+            still for so long, so it is less than what processes wait for each other.
+        tell: what is called, from the thread, with a note when a state is visible or has failed, or when older ones
+            could not be removed.
     """
 
     folder: str
@@ -67,6 +72,7 @@ class StateWriter:
     token: str
     keep: int
     stages: tuple[str, ...]
+    patience_s: float
     tell: Tell
 
     def __post_init__(self) -> None:
@@ -106,11 +112,13 @@ class StateWriter:
             self._write_part(uri, copies)
             if self.rank == 0:
                 whole = self._gather(uri, facts)
-                self._forget_old(name)
                 note = {"kind": "state", "name": name, "bytes": whole, "seconds": time.monotonic() - began}
                 self.tell(note)
+                self._forget_old(name)
         except (OSError, ValueError, SafetensorError) as error:  # training goes on; the state before stays
             self.tell({"kind": "state_failed", "name": name, "rank": self.rank, "error": str(error)})
+            with suppress(OSError, ValueError):  # the same trouble may stand in the way of this as well
+                self._give_up(uri, error)
 
     def _write_part(self, uri: str, copies: dict[tuple[str, int, int], dict[str, Tensor]]) -> None:
         name = part_name(self.rank, self.world)
@@ -130,7 +138,7 @@ class StateWriter:
 
     def _gather(self, uri: str, facts: dict[str, Any]) -> int:
         """Wait for every process's file and make the state visible; its bytes."""
-        said = [self._said(self._note(uri, rank)) for rank in range(self.world)]
+        said = self._said(uri)
         parts = tuple(Part(**one["part"]) for one in said)
         wholes = {name: whole for one in said for name, whole in one["wholes"].items()}
         publish_state(uri, StateCard(parameters=wholes, parts=parts, **facts))
@@ -142,14 +150,29 @@ class StateWriter:
         """Where a process says what its file holds."""
         return join(uri, f"{part_name(rank, self.world)}.{self.token}.json")
 
-    def _said(self, place: str) -> dict[str, Any]:
-        deadline = time.monotonic() + _PARTS_S
-        while not exists(place):
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{place} did not appear within {_PARTS_S:.0f} s: a process failed to save its part")
-            time.sleep(_LOOK_S)
-        said: dict[str, Any] = json.loads(read_bytes(place))
-        return said
+    def _said(self, uri: str) -> list[dict[str, Any]]:
+        """What every process says of its file, by rank; the first that says it has failed ends the waiting."""
+        said: dict[int, dict[str, Any]] = {}
+        deadline = time.monotonic() + self.patience_s
+        while missing := [rank for rank in range(self.world) if rank not in said]:
+            for rank in missing:
+                if exists(self._note(uri, rank)):
+                    said[rank] = json.loads(read_bytes(self._note(uri, rank)))
+                    if why := said[rank].get("failed"):
+                        raise ValueError(f"the process of rank {rank} could not give its part ({why})")
+            if len(said) < self.world:
+                if time.monotonic() > deadline:
+                    place = self._note(uri, next(rank for rank in missing if rank not in said))
+                    raise TimeoutError(f"{place} did not appear within {self.patience_s:g} s, half of watchdog_s")
+                time.sleep(_LOOK_S)
+        return [said[rank] for rank in range(self.world)]
+
+    def _give_up(self, uri: str, error: Exception) -> None:
+        """Say so to the process of rank 0, which waits; of a state that is not visible it makes room on the disk."""
+        if self.rank != 0:
+            write_atomic(self._note(uri, self.rank), json.dumps({"failed": str(error)}).encode())
+        elif not exists(join(uri, CARD)):
+            forget(uri)
 
     def _forget_old(self, name: str) -> None:
         """Delete what lies behind the latest usable states, counted back from the one just written.
@@ -157,11 +180,14 @@ class StateWriter:
         Newer ones were refused when the run began from an older place; to go by their steps would delete this one.
         """
         usable = 0
-        for uri in dropwhile(lambda uri: uri.rsplit("/", 1)[-1] != name, newest_first(self.folder, self.stages)):
-            if usable == self.keep:
-                forget(uri)
-            elif is_usable(uri):
-                usable += 1
+        try:
+            for uri in dropwhile(lambda uri: uri.rsplit("/", 1)[-1] != name, newest_first(self.folder, self.stages)):
+                if usable == self.keep:
+                    forget(uri)
+                elif is_usable(uri):
+                    usable += 1
+        except (OSError, ValueError) as error:
+            self.tell({"kind": "states_kept", "name": name, "error": str(error)})
 
 
 def _proved(path: Path, copies: dict[tuple[str, int, int], dict[str, Tensor]]) -> None:

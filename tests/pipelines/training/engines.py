@@ -38,7 +38,14 @@ def train(ours: Any, steps: range) -> list[float]:
 
 def writer(folder: Path, notes: list[dict[str, Any]], **changes: Any) -> StateWriter:
     """Of the first process of one, which keeps two states."""
-    fields: dict[str, Any] = {"rank": 0, "world": 1, "token": "t", "keep": 2, "stages": ("align", "tune")}
+    fields: dict[str, Any] = {
+        "rank": 0,
+        "world": 1,
+        "token": "t",
+        "keep": 2,
+        "stages": ("align", "tune"),
+        "patience_s": 20.0,
+    }
     return StateWriter(folder=str(folder), tell=notes.append, **(fields | changes))
 
 

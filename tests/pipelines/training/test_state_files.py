@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -197,14 +198,57 @@ def test_a_store_that_stumbles_is_tried_again(tmp_path: Path, monkeypatch: pytes
     assert notes[0]["kind"] == "state"
 
 
-def test_a_process_that_gives_nothing_is_waited_for_only_so_long(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(state_files, "_PARTS_S", 0.3)
+def test_a_process_that_gives_nothing_is_waited_for_only_so_long(tmp_path: Path) -> None:
     notes: list[dict[str, Any]] = []
-    states = writer(tmp_path, notes, world=2)
+    states = writer(tmp_path, notes, world=2, patience_s=0.3)
     save(engine(), states, 1)
     states.wait()
     assert notes[0]["kind"] == "state_failed"
-    assert "part-00001-of-00002.safetensors.t.json did not appear within" in notes[0]["error"]
+    assert "part-00001-of-00002.safetensors.t.json did not appear within 0.3 s" in notes[0]["error"]
     assert latest(str(tmp_path), ("tune",)).uri is None
+    assert not list((tmp_path / "tune-00000001").iterdir()), "what nobody will use takes no room"
+
+
+def test_a_process_that_cannot_write_its_part_ends_the_waiting_for_it(tmp_path: Path) -> None:
+    """Rank 1 gives nothing and says nothing; rank 2 fails, which nobody behind rank 1 must wait for."""
+    notes: list[dict[str, Any]] = []
+    first, third = (writer(tmp_path, notes, rank=rank, world=3) for rank in (0, 2))
+    with files_up_to(600):
+        save(engine(), third, 1)
+        third.wait()
+    began = time.monotonic()
+    save(engine(), first, 1)
+    first.wait()
+    assert time.monotonic() - began < 10, "of 20 s of patience"
+    assert [(note["kind"], note["rank"]) for note in notes] == [("state_failed", 2), ("state_failed", 0)]
+    assert "File too large" in notes[0]["error"]
+    assert notes[1]["error"] == f"the process of rank 2 could not give its part ({notes[0]['error']})"
+
+
+def test_all_parts_make_a_state_whatever_their_order(tmp_path: Path) -> None:
+    notes: list[dict[str, Any]] = []
+    first, second = (writer(tmp_path, notes, rank=rank, world=2) for rank in (0, 1))
+    save(engine(), first, 1)
+    save(engine(), second, 1)
+    for states in (first, second):
+        states.wait()
+    assert [note["kind"] for note in notes] == ["state"]
+    assert len(read_state(str(tmp_path / "tune-00000001")).parts) == 2
+
+
+def test_trouble_with_older_states_is_told_and_makes_the_new_one_no_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(uri: str) -> None:
+        raise StorageError(f"{uri} refuses us")
+
+    notes: list[dict[str, Any]] = []
+    ours, states = engine(), writer(tmp_path, notes, keep=1)
+    save(ours, states, 1)
+    states.wait()
+    monkeypatch.setattr(state_files, "forget", refused)
+    save(ours, states, 2)
+    states.wait()
+    assert [note["kind"] for note in notes] == ["state", "state", "states_kept"]
+    assert "tune-00000001 refuses us" in notes[2]["error"]
+    assert visible(tmp_path) == [1, 2]

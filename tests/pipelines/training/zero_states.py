@@ -92,6 +92,7 @@ def write(folder: Path) -> dict[str, list[float]]:
             token="t",
             keep=1,
             stages=("tune",),
+            patience_s=60.0,
             tell=print,
         )
         facts = {"recipe": {}, "corpus_digest": "", "versions": {}, "zero": zero, "position": 0}

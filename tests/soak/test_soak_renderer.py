@@ -1,6 +1,7 @@
 """Long repetition over the renderer: every answer is right, every picture the same when drawn again.
 
-Seeded and resumable: finished seeds are listed in runs/soak/renderer.txt and skipped; delete the file to start over.
+Seeded and resumable: finished seeds are listed in runs/soak/renderer-*.txt and skipped; delete the file to start over.
+A renderer that draws otherwise has a list of its own.
 """
 
 import hashlib
@@ -9,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from qmop.vtcbench.rendered import suite, suite_digest
+from qmop.vtcbench.suite import probe_digest
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 
 SEEDS, ITEMS = range(10_000, 10_100), 200
-DONE = Path("runs/soak/renderer.txt")
+DONE = Path(f"runs/soak/renderer-{probe_digest(0)[:8]}.txt")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from urllib.parse import quote
+
+from pyarrow import fs as pafs
 
 from cluster.bounds import require_at_least
 from cluster.progress import Progress
-from cluster.storage import join, read_bytes, write_atomic
+from cluster.storage import arrow_filesystem, join, read_bytes, write_atomic
 from jobs.inspection import Inspected, checkpoints_of, costs_of, inspect
 from pipelines.evaluation.store import index_of, read_index
+from pipelines.evaluation.units import UNITS
 from qmop.vtcbench.records import Record, require_label
 from qmop.vtcbench.report import (
     Report,
+    lmms_eval_files,
     pick_samples,
     summarise,
     to_html,
     to_json,
-    to_lmms_eval,
     to_markdown,
     with_drawings,
 )
@@ -104,7 +107,7 @@ def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
             "report.md": to_markdown(report),
             "report.json": to_json(report),
             "report.html": to_html(report, with_drawings(samples, seen.drawings)),
-            **_harness_files(report, records),
+            **_harness_files(report, records, _date_of(recipe.results)),
         }
         for name, text in files.items():
             write_atomic(join(folder, name), text.encode())
@@ -123,14 +126,21 @@ def _unanswered(store: str, records: list[Record]) -> dict[str, dict[str, str]]:
     return found
 
 
-def _harness_files(report: Report, records: list[Record]) -> dict[str, str]:
+def _harness_files(report: Report, records: list[Record], date: datetime) -> dict[str, str]:
     """Every row in lmms-eval's layout, by file name."""
-    files: dict[str, str] = {}
-    for row in report.rows:
-        results, lines = to_lmms_eval(report, records, row.label)
-        home = f"lmms_eval/{_folder_of(row.label)}"
-        files |= {f"{home}/results.json": json.dumps(results, indent=1), f"{home}/samples.jsonl": lines}
-    return files
+    return {
+        f"lmms_eval/{_folder_of(row.label)}/{name}": text
+        for row in report.rows
+        for name, text in lmms_eval_files(report, records, row.label, date).items()
+    }
+
+
+def _date_of(store: str) -> datetime:
+    """When the evaluation ended: when the last of its units was written, in UTC; no later report moves it."""
+    units = set(index_of(store)["units"])
+    system, folder = arrow_filesystem(join(store, UNITS))
+    found = (system or pafs.LocalFileSystem()).get_file_info(pafs.FileSelector(folder))
+    return max(info.mtime for info in found if info.base_name.partition(".")[0] in units).astimezone(UTC)
 
 
 def _folder_of(label: str) -> str:

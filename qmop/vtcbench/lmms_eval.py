@@ -4,18 +4,45 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
+from qmop.vtcbench.items import DIMENSIONS, UNLABELLED
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.report_types import Report, Row
-from qmop.vtcbench.statistics import Estimate
+from qmop.vtcbench.statistics import accuracy
 
 GROUP = "vtcbench"
+DATE_FORMAT = "%Y%m%d_%H%M%S"
+"""Of lmms-eval's file names."""
 
 
-def to_lmms_eval(report: Report, records: Iterable[Record], label: str) -> tuple[dict[str, Any], str]:
-    """One row of a report as an lmms-eval run.
+def lmms_eval_files(report: Report, records: Iterable[Record], label: str, date: datetime) -> dict[str, str]:
+    """One row of a report as the files that lmms-eval would leave in a model's folder.
+
+    Args:
+        report: made from the records.
+        records: those of the label are taken.
+        label: which row.
+        date: of the evaluation, which lmms-eval puts before every file's name.
+
+    Returns:
+        Texts by file name: `<date>_results.json`, and `<date>_samples_<task>.jsonl` of each task.
+
+    Raises:
+        ValueError: if the report has no such row.
+    """
+    results, samples = to_lmms_eval(report, records, label)
+    stamp = date.strftime(DATE_FORMAT)
+    files = {f"{stamp}_results.json": json.dumps({**results, "date": stamp}, indent=1)}
+    return files | {f"{stamp}_samples_{task}.jsonl": lines for task, lines in samples.items()}
+
+
+def to_lmms_eval(report: Report, records: Iterable[Record], label: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """One row of a report as an lmms-eval run: a group of one task per dimension.
+
+    Items without a dimension are a task of their own, as in the tasks that `qmop suite lmms` writes.
 
     Args:
         report: made from the records.
@@ -23,7 +50,7 @@ def to_lmms_eval(report: Report, records: Iterable[Record], label: str) -> tuple
         label: which row.
 
     Returns:
-        The object of `<date>_results.json`, and the text of `<date>_samples_vtcbench.jsonl`.
+        The object of the results file, and the text of the samples file by task.
 
     Raises:
         ValueError: if the report has no such row.
@@ -31,33 +58,48 @@ def to_lmms_eval(report: Report, records: Iterable[Record], label: str) -> tuple
     row = report.row(label)
     if row is None:
         raise ValueError(f"label is {label!r}, the report has {', '.join(row.label for row in report.rows)}")
-    subtasks = {f"{GROUP}_{code.lower()}": estimate for code, estimate in row.dimensions.items()}
+    tasks = _by_task([record for record in records if record.label == label])
+    metrics = {name: _metrics(name, members, report) for name, members in tasks.items()}
+    everything = [record for members in tasks.values() for record in members]
     macro = {"acc_macro,none": row.macro.value} if row.macro else {}
     levels = {f"acc_{level},none": estimate.value for level, estimate in row.levels.items()}
+    counts = {GROUP: len(everything), **{name: len(members) for name, members in tasks.items()}}
     results = {
-        "results": {
-            GROUP: {**_metrics(GROUP, row.micro), **macro, **levels},
-            **{name: _metrics(name, estimate) for name, estimate in subtasks.items()},
-        },
-        "group_subtasks": {GROUP: list(subtasks)},
-        "configs": {name: {"task": name, "metadata": {"suite": report.suite_digest}} for name in subtasks},
-        "versions": dict.fromkeys(subtasks, report.suite_digest[:12]),
-        "n-shot": dict.fromkeys(subtasks, 0),
-        "higher_is_better": {name: {"acc": True} for name in (GROUP, *subtasks)},
-        "n-samples": {name: {"original": e.n, "effective": e.n} for name, e in {GROUP: row.micro, **subtasks}.items()},
+        "results": {GROUP: {**_metrics(GROUP, everything, report), **macro, **levels}, **metrics},
+        "group_subtasks": {GROUP: list(tasks)},
+        "configs": {name: {"task": name, "metadata": {"suite": report.suite_digest}} for name in tasks},
+        "versions": dict.fromkeys(tasks, report.suite_digest[:12]),
+        "n-shot": dict.fromkeys(tasks, 0),
+        "higher_is_better": {name: {"acc": True, "unparsable": False} for name in (GROUP, *tasks)},
+        "n-samples": {name: {"original": count, "effective": count} for name, count in counts.items()},
         "config": _config(row, report),
-        "task_hashes": dict.fromkeys(subtasks, report.suite_digest),
+        "task_hashes": dict.fromkeys(tasks, report.suite_digest),
         "model_source": row.method,
         "model_name": row.label,
     }
-    samples = [_sample(i, record) for i, record in enumerate(r for r in records if r.label == label)]
-    return results, "".join(json.dumps(sample) + "\n" for sample in samples)
+    return results, {name: _lines(members) for name, members in tasks.items()}
 
 
-def _metrics(alias: str, estimate: Estimate) -> dict[str, Any]:
-    """Accuracy with the standard error that its 95 % interval stands for."""
-    error = (estimate.high - estimate.low) / (2 * 1.96)
-    return {"alias": alias, "acc,none": estimate.value, "acc_stderr,none": error, "samples": estimate.n}
+def _by_task(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by task, in the order of the dimensions."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.dimension if record.dimension in DIMENSIONS else UNLABELLED, []).append(record)
+    return {f"{GROUP}_{code.lower()}": groups[code] for code in (*DIMENSIONS, UNLABELLED) if code in groups}
+
+
+def _metrics(alias: str, records: Sequence[Record], report: Report) -> dict[str, Any]:
+    """Accuracy and share of unreadable answers, with the standard errors that their 95 % intervals stand for."""
+    columns = {
+        "acc": [record.score for record in records],
+        "unparsable": [float(not record.parsable) for record in records],
+    }
+    found: dict[str, Any] = {"alias": alias, "samples": len(records)}
+    for name, values in columns.items():
+        estimate = accuracy(values, report.seed, report.resamples)
+        found[f"{name},none"] = estimate.value
+        found[f"{name}_stderr,none"] = (estimate.high - estimate.low) / (2 * 1.96)
+    return found
 
 
 def _config(row: Row, report: Report) -> dict[str, Any]:
@@ -68,6 +110,10 @@ def _config(row: Row, report: Report) -> dict[str, Any]:
         "random_seed": report.seed,
         **report.versions,
     }
+
+
+def _lines(records: Iterable[Record]) -> str:
+    return "".join(json.dumps(_sample(index, record)) + "\n" for index, record in enumerate(records))
 
 
 def _sample(index: int, record: Record) -> dict[str, Any]:
@@ -87,4 +133,5 @@ def _sample(index: int, record: Record) -> dict[str, Any]:
         "filtered_resps": [record.prediction],
         "doc_hash": hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest(),
         "acc": record.score,
+        "unparsable": float(not record.parsable),
     }

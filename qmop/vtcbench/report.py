@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from qmop.vtcbench.items import DIMENSIONS
-from qmop.vtcbench.lmms_eval import to_lmms_eval
+from qmop.vtcbench.lmms_eval import lmms_eval_files
 from qmop.vtcbench.report_html import Sample, pick_samples, to_html, with_drawings
 from qmop.vtcbench.report_tables import (
     asides,
@@ -27,11 +27,11 @@ __all__ = [
     "Report",
     "Row",
     "Sample",
+    "lmms_eval_files",
     "pick_samples",
     "summarise",
     "to_html",
     "to_json",
-    "to_lmms_eval",
     "to_markdown",
     "with_drawings",
 ]

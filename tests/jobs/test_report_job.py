@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -86,7 +88,27 @@ def test_cost_is_told_without_loading_and_times_and_drawings_with_it(
     assert page.count("data:image/webp") == 2  # the mixture on two samples; without compression there is nothing
     assert "measured prefill, ms per question" in page
     assert "checkpoints inspected: 2/2" in capsys.readouterr().err
-    assert (tmp_path / "page" / "lmms_eval" / "mine" / "results.json").is_file()
+
+
+def test_lmms_eval_s_files_bear_the_date_of_the_evaluation(results: str, tmp_path: Path) -> None:
+    units = sorted(Path(results, "units").glob("*.parquet"))
+    ended = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC).timestamp()
+    for place, moment in zip(units, (ended - 100, ended), strict=True):
+        os.utime(place, (moment, moment))
+    stray = Path(results, "units", "of-another-evaluation.parquet")
+    stray.write_bytes(b"")
+    os.utime(stray, (ended + 100, ended + 100))
+
+    for folder in ("first", "second"):
+        write_report(ReportRecipe(results=results, samples=0, output=str(tmp_path / folder)), Progress())
+
+    tasks = [f"vtcbench_{code}" for code in ("gu", "ld", "rc", "sc", "se")]
+    wanted = ["20260304_050607_results.json", *(f"20260304_050607_samples_{task}.jsonl" for task in tasks)]
+    for label in ("mine", "uncompressed"):
+        first, second = (sorted((tmp_path / one / "lmms_eval" / label).iterdir()) for one in ("first", "second"))
+        assert [path.name for path in first] == wanted
+        assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+        assert [len(path.read_text().splitlines()) for path in first[1:]] == [20] * 5
 
 
 def test_a_checkpoint_that_is_gone_has_a_row_without_cost(

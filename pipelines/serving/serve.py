@@ -150,8 +150,11 @@ def _start(recipe: ServeRecipe, api_key: str | None, factory: EngineFactory, pro
 def _stop(recipe: ServeRecipe) -> None:
     try:
         _drain(recipe)
-    finally:  # also where somebody asks twice, who does not care for the answers any more
-        _end_serve(recipe)
+    except BaseException:  # somebody asks twice, and waits neither for answers nor for what Serve still does by itself
+        with suppress(*_GONE):
+            _ask_to_end()
+        raise
+    _end_serve(recipe)
 
 
 def _drain(recipe: ServeRecipe) -> None:
@@ -177,14 +180,18 @@ def _end_serve(recipe: ServeRecipe) -> None:
     # Where nothing could be drained, this still has to outlast the replicas' own time.
     until = time.monotonic() + recipe.drain_timeout_s + _MARGIN_S
     with suppress(*_GONE):
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-        ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_MARGIN_S)
+        _ask_to_end()
         while time.monotonic() < until:
             ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
             time.sleep(_POLL_S)
     serve.shutdown()  # forgets the controller that this process knew
     while _listens(recipe) and time.monotonic() < until:  # the proxy outlives its controller by a moment
         time.sleep(_POLL_S)
+
+
+def _ask_to_end() -> None:
+    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    ray.get(controller.graceful_shutdown.remote(wait=False), timeout=_MARGIN_S)
 
 
 def _watch(progress: Progress) -> None:

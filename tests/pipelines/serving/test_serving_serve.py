@@ -198,17 +198,17 @@ def test_replicas_end_before_the_proxy_does(
     assert len(ends) == 1
 
 
-def test_who_asks_twice_does_not_wait_for_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_asks_twice_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def again(_seconds: float) -> None:
         raise KeyboardInterrupt
 
-    stub = StubController()
+    stub, waits = StubController(), []
     monkeypatch.setattr(serve.ray, "get_actor", stub.actor)
     monkeypatch.setattr(serve.ray, "get", stub.get)
-    monkeypatch.setattr(serve.serve, "shutdown", lambda: None)
+    monkeypatch.setattr(serve.serve, "shutdown", lambda: waits.append("for the controller"))
     monkeypatch.setattr(serve, "_application", object)
-    monkeypatch.setattr(serve, "_listens", lambda _: False)
     monkeypatch.setattr(serve, "time", SimpleNamespace(sleep=again, monotonic=lambda: 0.0))
     with pytest.raises(KeyboardInterrupt):
         serve.shutdown(ServeRecipe(checkpoint="run/best"), Progress(io.StringIO()))
     assert stub.calls == ["0 delete qmop", "0 shut down, wait=False"]
+    assert not waits

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
 import shutil
-import urllib.error
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Archive:
     Attributes:
         url: where its publisher keeps it.
         into: folder that it is unpacked in.
-        gives: folder that is there afterwards.
+        gives: folder right in `into` that is there afterwards; it takes its name last, so that it stands for all.
     """
 
     url: str
@@ -72,35 +72,33 @@ def fetch_all(folder: Path, progress: Progress) -> None:
         if not (folder / name).is_file():
             _download(url, folder / name, progress)
     for archive in ARCHIVES:
+        name = archive.gives.replace("/", "-")
+        packed, scratch = folder / f"{name}.zip", folder / f".{name}"
         if not (folder / archive.gives).is_dir():
-            _unpack(archive, folder, progress)
+            if not packed.is_file():
+                _download(archive.url, packed, progress)
+            _unpack(packed, scratch, folder / archive.gives, progress)
+        packed.unlink(missing_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _unpack(archive: Archive, folder: Path, progress: Progress) -> None:
-    """An archive's folders, which take their names when they are whole."""
-    packed, scratch = folder / f"{archive.gives.replace('/', '-')}.zip", folder / f".{archive.gives.replace('/', '-')}"
-    if not packed.is_file():
-        _download(archive.url, packed, progress)
+def _unpack(packed: Path, scratch: Path, gives: Path, progress: Progress) -> None:
+    """An archive's folders, which take their names when all of them are whole, `gives` as the last."""
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         with zipfile.ZipFile(packed) as pictures:
             names = pictures.namelist()
+            if not any(name.startswith(f"{gives.name}/") for name in names):
+                raise ValueError(f"{packed} holds no {gives.name}: its publisher has changed it; unpack it by hand")
             for done, name in enumerate(names, 1):
                 pictures.extract(name, scratch)
                 progress.update(f"unpacking {packed.name}", done, len(names))
     except zipfile.BadZipFile as error:
         raise ValueError(f"{packed} is damaged ({error}): delete it, so that it is fetched again") from error
-    target = folder / archive.into
-    target.mkdir(parents=True, exist_ok=True)
-    for child in sorted(scratch.iterdir()):
-        if not (target / child.name).exists():
-            child.rename(target / child.name)
-    shutil.rmtree(scratch)
-    if not (folder / archive.gives).is_dir():
-        raise ValueError(
-            f"{packed} holds no {Path(archive.gives).name}: its publisher has changed it; unpack it by hand"
-        )
-    packed.unlink()
+    gives.parent.mkdir(parents=True, exist_ok=True)
+    for child in sorted(scratch.iterdir(), key=lambda child: (child.name == gives.name, child.name)):
+        if not (gives.parent / child.name).exists():
+            child.rename(gives.parent / child.name)
 
 
 def _download(url: str, target: Path, progress: Progress) -> None:
@@ -114,7 +112,7 @@ def _download(url: str, target: Path, progress: Progress) -> None:
                 file.write(piece)
                 done += len(piece)
                 progress.update(f"fetching {target.name}", done, size, "bytes")
-    except (urllib.error.URLError, TimeoutError) as error:
+    except (OSError, http.client.HTTPException) as error:  # refused, torn off in the middle, or no room here
         raise OSError(f"{url} could not be fetched ({error}): run again, or put the file at {target}") from error
     if size and done != size:
         raise OSError(f"{url} ended after {done:,} of {size:,} bytes: run again")

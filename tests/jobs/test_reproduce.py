@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import re
+import urllib.request
 import zipfile
+from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,78 @@ def test_downloads_are_laid_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(path.name for path in home.iterdir()) == ["notes.json", "tune"]
     (source / "vg.zip").unlink()
     fetch_all(home, Progress(io.StringIO()))
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_an_archive_whose_unpacking_was_interrupted_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renamed: int
+) -> None:
+    names, home, done = ("00000", "00001", "00002"), tmp_path / "here", list[str]()
+    packed(tmp_path / "all.zip", [f"{name}/{number}.jpg" for name in names for number in range(2)])
+    (home / "tune/ocr_vqa/images").mkdir(parents=True)
+    archive = Archive(url=(tmp_path / "all.zip").as_uri(), into="align", gives="align/00000")
+    monkeypatch.setattr(reproduce_downloads, "ARCHIVES", (archive,))
+    monkeypatch.setattr(reproduce_downloads, "FILES", {})
+    real = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name in names:
+            if len(done) == renamed:
+                raise KeyboardInterrupt
+            done.append(path.name)
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fetch_all(home, Progress(io.StringIO()))
+    assert len(done) == renamed
+    fetch_all(home, Progress(io.StringIO()))
+    found = sorted(path.relative_to(home / "align").as_posix() for path in (home / "align").rglob("*.jpg"))
+    assert found == [f"{name}/{number}.jpg" for name in names for number in range(2)]
+    assert sorted(path.name for path in home.iterdir()) == ["align", "tune"]
+
+
+class Torn(io.BytesIO):
+    """A download that breaks off after ten bytes."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(b"x" * 10)
+        self.error, self.headers = error, {"Content-Length": "100"}
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if piece := super().read(size):
+            return piece
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), IncompleteRead(b"", 90)])
+def test_a_download_that_is_torn_off_is_named_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (tmp_path / "tune/ocr_vqa/images").mkdir(parents=True)
+    monkeypatch.setattr(reproduce_downloads, "FILES", {"notes.json": "https://example.org/notes.json"})
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Torn(error))
+    said = (
+        r"^https://example\.org/notes\.json could not be fetched \(.+\): run again, or put the file at .*notes\.json$"
+    )
+    with pytest.raises(OSError, match=said):
+        fetch_all(tmp_path, Progress(io.StringIO()))
+    assert not (tmp_path / "notes.json").exists()
+
+
+def test_an_archive_of_something_else_is_named_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tune/ocr_vqa/images").mkdir(parents=True)
+    packed(tmp_path / "there.zip", ["pictures/1.jpg"])
+    archive = Archive(url=(tmp_path / "there.zip").as_uri(), into="tune/vg", gives="tune/vg/VG_100K")
+    monkeypatch.setattr(reproduce_downloads, "ARCHIVES", (archive,))
+    monkeypatch.setattr(reproduce_downloads, "FILES", {})
+    with pytest.raises(ValueError, match=r"tune-vg-VG_100K\.zip holds no VG_100K: .* unpack it by hand"):
+        fetch_all(tmp_path, Progress(io.StringIO()))
+    assert not (tmp_path / "tune/vg").exists()
+    assert not (tmp_path / ".tune-vg-VG_100K").exists()
 
 
 def test_a_damaged_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

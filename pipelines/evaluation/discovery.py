@@ -20,7 +20,8 @@ from cluster.storage import (
     read_bytes,
     sha256_of,
 )
-from pipelines.training.exports import CARD, FOLDER, WEIGHTS, read_card, shapes
+from pipelines.evaluation.wholeness import UnfinishedError, require_whole
+from pipelines.training.exports import CARD, FOLDER, read_card, shapes
 from qmop.compressors import projector_spec
 from qmop.configuration_qmop import QMoPConfig
 from qmop.loading import require_own_family
@@ -62,7 +63,7 @@ class Discovery:
 
 
 def discover(named: list[str], *, patient: bool = False) -> Discovery:
-    """Resolve every name.
+    """Resolve every name; a model without a card that is not whole is passed over as long as others are.
 
     Args:
         named: each `PATH` or `LABEL=PATH`.
@@ -70,12 +71,13 @@ def discover(named: list[str], *, patient: bool = False) -> Discovery:
             is taken, are passed over.
 
     Raises:
-        FileNotFoundError: if a name leads to no checkpoint at all.
+        FileNotFoundError: if a name leads to no checkpoint at all, or all that is there is not whole.
         ValueError: if two checkpoints share a label, or one is damaged.
         StorageError: if a storage cannot be reached.
     """
     found: dict[str, Candidate] = {}
     skipped: dict[str, str] = {}
+    unfinished: UnfinishedError | None = None
     for name in named:
         label, path = _split(name)
         is_s3(path)  # refuses what no patience makes right
@@ -84,7 +86,9 @@ def discover(named: list[str], *, patient: bool = False) -> Discovery:
         except StorageError:  # a storage that is away says nothing about what it holds
             raise
         except (FileNotFoundError, ValueError) as error:
-            if not patient:
+            if isinstance(error, UnfinishedError):
+                unfinished = unfinished or error
+            elif not patient:
                 raise
             skipped[path] = str(error)
             continue
@@ -98,6 +102,8 @@ def discover(named: list[str], *, patient: bool = False) -> Discovery:
                 if not patient:
                     raise ValueError(clash)
                 skipped[candidate.uri] = clash
+    if unfinished is not None and not found and not patient:
+        raise unfinished
     return Discovery(candidates=tuple(found.values()), skipped=skipped)
 
 
@@ -117,12 +123,7 @@ def _resolve(label: str | None, path: str, skipped: dict[str, str]) -> list[Cand
     if exists(join(path, CARD)):
         return [_carded(label, path)]
     if exists(join(path, _CONFIG)):
-        if exists(join(path, WEIGHTS)):
-            return [_foreign(label, path)]
-        raise FileNotFoundError(
-            f"checkpoint {path} has no {WEIGHTS}: pickled and split weights are not read, save it again with "
-            "save_pretrained in one file"
-        )
+        return [_foreign(label, path)]
     return _some(_inside(label, path), f"checkpoints names {path}, but no finished checkpoint is there", skipped)
 
 
@@ -219,10 +220,13 @@ def _view(uri: str) -> View | None:
 def _config(uri: str) -> QMoPConfig:
     """The configuration, of a remote checkpoint as well."""
     data = read_bytes(join(uri, _CONFIG))
+    told = f"{join(uri, _CONFIG)} cannot be read (%s): copy or save the checkpoint again"
     try:
         config: QMoPConfig = QMoPConfig.from_dict(json.loads(data))
+    except json.JSONDecodeError as error:
+        raise UnfinishedError(told % error) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{join(uri, _CONFIG)} cannot be read ({error}): copy or save the checkpoint again") from error
+        raise ValueError(told % error) from error
     return config
 
 
@@ -233,20 +237,21 @@ def _foreign(label: str | None, uri: str) -> Candidate:
     return Candidate(
         label=label or name,
         uri=uri,
-        digest=_content(uri),
+        digest=_content(uri, asking=config.query_config is not None),
         method=config.compressor,
         budget=projector_spec(config).token_count(),
         view=view_of(config),
     )
 
 
-def _content(uri: str) -> str:
+def _content(uri: str, *, asking: bool) -> str:
     """SHA-256 of all files that shape a model: methods without weights of their own differ in `config.json` alone.
 
     They are read again only once one of them has changed: whoever watches looks every few seconds.
     """
     seen = tuple(sorted((name, stamp) for name, stamp in list_stamps(uri, recursive=True).items() if shapes(name)))
     if _known.get(uri, ((), ""))[0] != seen:
+        require_whole(uri, asking=asking)
         told = "".join(f"{name.removeprefix(uri)}{sha256_of(name)}" for name, _ in seen)
         _known[uri] = (seen, hashlib.sha256(told.encode()).hexdigest())
     return _known[uri][1]

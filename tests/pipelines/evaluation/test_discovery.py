@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +55,37 @@ def test_a_path_to_nothing_is_refused_by_name(tmp_path: Path) -> None:
         discover([str(tmp_path / "nothing-here")])
 
 
+def theirs(folder: Path, name: str = "average_pool", tokens: int = 16) -> Path:
+    """A model without a card."""
+    model, processor = derive(base_path("tiny"), name, tokens)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_what_is_half_written_is_passed_over_by_name_as_long_as_something_is_whole(tmp_path: Path) -> None:
+    whole, torn, bare = theirs(tmp_path / "whole"), theirs(tmp_path / "torn"), theirs(tmp_path / "bare")
+    (torn / WEIGHTS).write_bytes((torn / WEIGHTS).read_bytes()[:100_000])
+    for path in bare.iterdir():
+        if path.name != "config.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    wordless, empty = theirs(tmp_path / "wordless"), theirs(tmp_path / "empty")
+    shutil.rmtree(wordless / "query_tokenizer")
+    (empty / "config.json").write_bytes(b"")
+    found = discover([str(path) for path in (torn, whole, bare, wordless, empty)])
+    assert [one.uri for one in found.candidates] == [str(whole)]
+    assert list(found.skipped) == [str(path) for path in (torn, bare, wordless, empty)]
+    told = list(found.skipped.values())
+    assert "model.safetensors has 100,000 of the 13," in told[0]
+    assert "has no model.safetensors" in told[1]
+    assert "has no query_tokenizer/tokenizer_config.json" in told[2]
+    assert "config.json cannot be read" in told[3]
+    with pytest.raises(FileNotFoundError, match=r"torn is not whole: its model.safetensors has 100,000 of"):
+        discover([str(torn), str(bare)])
+    with pytest.raises(FileNotFoundError, match="nothing-here"):
+        discover([str(whole), str(tmp_path / "nothing-here")])
+
+
 def test_pickled_weights_are_not_taken(tmp_path: Path) -> None:
     tiny_model("average_pool", 16).config.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
@@ -84,8 +116,8 @@ def test_who_watches_passes_over_what_is_not_there_yet(tmp_path: Path) -> None:
 
 def test_methods_without_weights_of_their_own_are_told_apart(tmp_path: Path) -> None:
     for name in ("average_pool", "random_tokens"):
-        tiny_model(name, 16).save_pretrained(tmp_path / name)
-        (tmp_path / name / WEIGHTS).write_bytes(b"the same")
+        theirs(tmp_path / name, name)
+    shutil.copy(tmp_path / "average_pool" / WEIGHTS, tmp_path / "random_tokens" / WEIGHTS)
     one, other = discover([str(tmp_path / "average_pool"), str(tmp_path / "random_tokens")]).candidates
     assert one.digest != other.digest
 
@@ -106,10 +138,9 @@ def test_checkpoints_in_s3_are_found_by_folder_and_pattern(s3_server: str, tmp_p
 @pytest.mark.pipeline
 def test_a_model_from_elsewhere_in_s3_has_the_identity_of_its_local_copy(s3_server: str, tmp_path: Path) -> None:
     assert s3_server
-    home = tmp_path / "theirs"
-    tiny_model("average_pool", 16).save_pretrained(home)
-    for path in home.iterdir():
-        put_file(path, f"s3://test-bucket/elsewhere/theirs/{path.name}")
+    home = theirs(tmp_path / "theirs")
+    for path in (path for path in home.rglob("*") if path.is_file()):
+        put_file(path, f"s3://test-bucket/elsewhere/theirs/{path.relative_to(home)}")
     (there,) = discover(["s3://test-bucket/elsewhere/theirs"]).candidates
     (here,) = discover([str(home)]).candidates
     assert replace(there, uri=here.uri) == here
@@ -139,9 +170,7 @@ def test_a_stock_model_is_refused_with_the_way_to_make_it_ours(tmp_path: Path) -
 def test_a_model_from_elsewhere_is_read_again_only_when_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, processor = derive(base_path("tiny"), "average_pool", 16)
-    model.save_pretrained(tmp_path)
-    processor.save_pretrained(tmp_path)
+    theirs(tmp_path)
     read: list[str] = []
     monkeypatch.setattr("pipelines.evaluation.discovery.sha256_of", lambda name: read.append(name) or sha256_of(name))
     first = discover([str(tmp_path)]).candidates[0].digest
@@ -159,7 +188,7 @@ def test_half_a_configuration_is_named_and_waited_for(tmp_path: Path) -> None:
     (folder / "checkpoint.json").unlink()
     config = folder / "config.json"
     config.write_text(config.read_text()[:100])
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json cannot be read"):
         discover([str(folder)])
     assert "config.json cannot be read" in discover([str(folder)], patient=True).skipped[str(folder)]
 

@@ -8,8 +8,8 @@ import pytest
 from pipelines.evaluation.runner import EvaluateResult
 from pipelines.evaluation.store import INDEX, index_of, read_index, write_index
 from pipelines.evaluation.units import Generation, Unit, commit
-from qmop.vtcbench.summary import summarise
 from qmop.vtcbench.suite import SuiteManifest
+from qmop.vtcbench.summary import summarise
 from tests.pipelines.evaluation.test_units import UNIT, records
 
 

@@ -53,8 +53,16 @@ def _files(path: Path) -> list[Path]:
         raise FileNotFoundError(f"{path} holds no weights: expected one of {', '.join(_INDEXED)}")
     if not first.endswith(".json"):
         return [path / first]
-    places = json.loads((path / first).read_text())["weight_map"].values()
-    return [path / name for name in sorted({Path(place).name for place in places})]
+    return [path / name for name in _indexed(path / first)]
+
+
+def _indexed(index: Path) -> list[str]:
+    """The files that an index names, without their folders."""
+    try:
+        places = [Path(place).name for place in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, no map, or one of other things
+        raise ValueError(f"{index} is damaged: expected a weight_map of names to files; fetch it again") from error
+    return sorted(set(places))
 
 
 def _unpickled(file: Path) -> Tensors:

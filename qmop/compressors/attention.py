@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from qmop.compressors.base import one_of
+from qmop.compressors.values import divisor
 
 Norm = Literal["qkv", "qk", "none"]
 ValueInit = Literal["normal", "identity"]
@@ -32,8 +33,7 @@ class KeyValue(nn.Module):
 
     def __init__(self, width: int, heads: int, norm: Norm, value_init: ValueInit) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"heads is {heads}, which does not divide the width {width}: choose a divisor")
+        divisor("heads", heads, "the width", width)
         one_of("norm", norm, Norm)
         one_of("value_init", value_init, ValueInit)
         self.heads, self.head_width, self.value_init = heads, width // heads, value_init

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
+from qmop.compressors.values import is_whole, whole
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 
 Reads = Literal[
@@ -71,15 +72,17 @@ class Compressor(nn.Module, ABC):
         tokens: M, the budget.
 
     Raises:
-        ValueError: if the budget does not suit the grid; when called, if the features come from another grid.
+        ValueError: if a size is no count, or the budget does not suit the grid; when called, if the features come
+            from another grid.
     """
 
     declaration: Declaration
 
     def __init__(self, *, width: int, grid: int, tokens: int) -> None:
         super().__init__()
-        in_range(tokens, grid)
-        self.width, self.grid, self.tokens = width, grid, tokens
+        self.width = whole("width", width, "it is the number of channels of a patch")
+        self.grid = grid_side(grid)
+        self.tokens = in_range(tokens, self.grid)
         self.register_forward_pre_hook(_check_grid, with_kwargs=True)
 
     @classmethod
@@ -147,13 +150,16 @@ def in_range(tokens: int, grid: int) -> int:
     Raises:
         ValueError: if there are fewer patches, none is asked for, or the number is not whole.
     """
-    if not hasattr(tokens, "__index__"):
-        raise ValueError(f"tokens is {tokens!r}, but tokens are counted: give a whole number")
-    if not 1 <= tokens <= grid * grid:
-        raise ValueError(
-            f"tokens is {tokens}, but a {grid} x {grid} grid has {grid * grid} patches: choose 1 to {grid * grid}"
-        )
-    return tokens
+    return whole("tokens", tokens, f"a {grid} x {grid} grid has {grid * grid} patches", most=grid * grid)
+
+
+def grid_side(grid: int) -> int:
+    """The side of a square patch grid.
+
+    Raises:
+        ValueError: if it is no count.
+    """
+    return whole("grid", grid, "it is the side of the square of patches")
 
 
 def one_of(field: str, value: object, choices: Any) -> None:
@@ -172,11 +178,11 @@ def stride_of(grid: int, tokens: int) -> int:
     Raises:
         ValueError: if no stride that divides the grid leaves that many; the message lists those that would.
     """
-    side = math.isqrt(max(tokens, 0))
+    side = math.isqrt(max(tokens, 0)) if is_whole(tokens) else 0
     if side * side != tokens or side == 0 or grid % side:
         fitting = [(grid // stride) ** 2 for stride in range(1, grid + 1) if grid % stride == 0]
         raise ValueError(
-            f"tokens is {tokens}, but a {grid} x {grid} grid can be cut evenly only into "
+            f"tokens is {tokens!r}, but a {grid} x {grid} grid can be cut evenly only into "
             f"{', '.join(map(str, fitting))} tokens: choose one of these"
         )
     return grid // side

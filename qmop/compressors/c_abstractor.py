@@ -11,6 +11,7 @@ from transformers import initialization as init
 from qmop.compressors.base import Compressor, Declaration, budget
 from qmop.compressors.convolutions import SqueezeExcite, as_map, convolve, pool_to, side_of, start_normal
 from qmop.compressors.registry import register
+from qmop.compressors.values import divisor, finite, whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 
@@ -82,6 +83,7 @@ class CAbstractor(Compressor):
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
         hidden = width if hidden is None else hidden
+        whole("language_width", language_width, "the language model reads that many channels")
         _check(hidden, depth, group_width, squeeze)
         self.side = side_of(grid, tokens)
         self.position_NC = nn.Parameter(empty(grid * grid, width)) if positions else None
@@ -116,11 +118,8 @@ class CAbstractor(Compressor):
 
 
 def _check(hidden: int, depth: int, group_width: int, squeeze: float) -> None:
-    if hidden < 1:
-        raise ValueError(f"hidden is {hidden}, but the blocks need at least one channel: choose a positive width")
-    if depth < 1:
-        raise ValueError(f"depth is {depth}, but each stage needs a block: choose 1 or more, or use average_pool")
-    if group_width < 1 or hidden % group_width:
-        raise ValueError(f"group_width is {group_width}, which does not divide hidden {hidden}: choose a divisor")
-    if squeeze <= 0:
-        raise ValueError(f"squeeze is {squeeze}, but a gate needs some width: choose a positive share, such as 0.25")
+    whole("hidden", hidden, "it is the number of channels of the blocks")
+    whole("depth", depth, "each stage needs a block (without any it would be average_pool)")
+    divisor("group_width", group_width, "hidden", hidden)
+    if not finite(squeeze) or squeeze <= 0:
+        raise ValueError(f"squeeze is {squeeze!r}, but a gate needs some width: choose a positive share, such as 0.25")

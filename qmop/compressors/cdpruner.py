@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from qmop.compressors.base import Compressor, Declaration
 from qmop.compressors.registry import register
 from qmop.compressors.selection import asked_budget, full_precision, need_query, rank, raster, take
+from qmop.compressors.values import finite
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 LIFT = 1e-6
@@ -103,8 +104,8 @@ class CDPruner(Compressor):
 
     def __init__(self, *, width: int, grid: int, tokens: int, theta: float | None = None) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
-        if theta is not None and not 0.0 <= theta < 1.0:
-            raise ValueError(f"theta is {theta}, but it weighs relevance against diversity: choose 0 to below 1")
+        if theta is not None and not (finite(theta) and 0.0 <= theta < 1.0):
+            raise ValueError(f"theta is {theta!r}, but it weighs relevance against diversity: choose 0 to below 1")
         self.theta = theta
 
     def weight(self, relevance_BN: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import initialization as init
 
+from qmop.compressors.values import is_whole
 from qmop.features import VisualFeatures
 
 
@@ -22,10 +23,10 @@ def side_of(grid: int, tokens: int) -> int:
     Raises:
         ValueError: if the budget is no square, or wider than the grid.
     """
-    side = math.isqrt(tokens) if tokens > 0 else 0
+    side = math.isqrt(max(tokens, 0)) if is_whole(tokens) else 0
     if side * side != tokens or not 1 <= side <= grid:
         raise ValueError(
-            f"tokens is {tokens}, but the map is pooled to a square at most {grid} wide: "
+            f"tokens is {tokens!r}, but the map is pooled to a square at most {grid} wide: "
             f"choose one of {', '.join(str(fitting * fitting) for fitting in range(1, grid + 1))}"
         )
     return side

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from qmop.compressors.base import Compressor, fitting_budgets, in_range, stride_of
+from qmop.compressors.base import Compressor, fitting_budgets, stride_of
 from qmop.compressors.mixture import ALIGN, Mixture
 from qmop.compressors.registry import register
 from qmop.vtcbench.draws import Draws
@@ -33,11 +33,11 @@ class ElasticMixture(Mixture):
     def __init__(
         self, *, width: int, grid: int, tokens: int, budgets: Sequence[int] | None = None, **options: Any
     ) -> None:
-        stride_of(grid, in_range(tokens, grid))
         super().__init__(width=width, grid=grid, tokens=tokens, **options)
-        self.budgets = tuple(fitting_budgets(grid, tokens) if budgets is None else budgets)
-        if not self.budgets:
-            raise ValueError(f"budgets is empty: name budgets of at most {tokens} tokens, or leave it out")
+        drawn = fitting_budgets(grid, tokens) if budgets is None else budgets
+        if not isinstance(drawn, list | tuple) or not drawn:
+            raise ValueError(f"budgets is {drawn!r}: list budgets of at most {tokens} tokens, or leave it out")
+        self.budgets = tuple(drawn)
         for one in self.budgets:
             self.budget(one)
 

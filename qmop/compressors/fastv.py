@@ -8,6 +8,7 @@ from torch import Tensor
 from qmop.compressors.base import Compressor, Declaration, budget
 from qmop.compressors.registry import register
 from qmop.compressors.selection import best, raster
+from qmop.compressors.values import whole
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 
 
@@ -34,9 +35,7 @@ class FastV(Compressor):
 
     def __init__(self, *, width: int, grid: int, tokens: int, layer: int = 2) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
-        if layer < 1:
-            raise ValueError(f"layer is {layer}, but attention is read from the layer before: choose 1 or more")
-        self.layer = layer
+        self.layer = whole("layer", layer, "attention is read from the layer before")
 
     def token_count(self, tokens: int, *, grid: Grid, stage: int) -> int:
         """Every patch, since nothing is dropped before the language model."""

@@ -11,6 +11,7 @@ from transformers import initialization as init
 from qmop.compressors.base import Compressor, Declaration, budget, one_of
 from qmop.compressors.registry import build_compressor, check_options, option_names, register
 from qmop.compressors.router import Router, Select, select_branches
+from qmop.compressors.values import finite, whole
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 
 BRANCHES = ("resampler", "window_pool", "prune")
@@ -79,6 +80,7 @@ class Mixture(Compressor):
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
         branches, router = branches or {}, router or {}
+        whole("text_width", text_width, "it is the number of channels of the question's feature")
         _check(stage, select, top_k, threshold, branches)
         one_of("execution", execution, Execution)
         one_of("align_concat", align_concat, Concat)
@@ -210,10 +212,9 @@ def _check(stage: int, select: str, top_k: int, threshold: float, branches: dict
     if stage not in (ALIGN, TUNE):
         raise ValueError(f"stage is {stage}, but qmop has stage {ALIGN} (align) and {TUNE} (tune) only")
     one_of("select", select, Select)
-    if not 1 <= top_k <= len(BRANCHES):
-        raise ValueError(f"top_k is {top_k}, but there are {len(BRANCHES)} branches: choose 1 to {len(BRANCHES)}")
-    if not 0.0 <= threshold <= 1.0:
-        raise ValueError(f"threshold is {threshold}, but weights sum to one: choose a number from 0 to 1")
+    whole("top_k", top_k, f"there are {len(BRANCHES)} branches", most=len(BRANCHES))
+    if not (finite(threshold) and 0.0 <= threshold <= 1.0):
+        raise ValueError(f"threshold is {threshold!r}, but weights sum to one: choose a number from 0 to 1")
     if not isinstance(branches, dict):
         raise ValueError(f"branches is {branches!r}: give each branch's fields under its name, {', '.join(BRANCHES)}")
     if unknown := set(branches) - set(BRANCHES):

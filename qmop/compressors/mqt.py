@@ -14,6 +14,7 @@ from qmop.compressors.base import Compressor, Declaration, nested_budgets, one_o
 from qmop.compressors.convolutions import as_map
 from qmop.compressors.registry import register
 from qmop.compressors.resampler import sincos_2d
+from qmop.compressors.values import divisor, whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 Keys = Literal["positions", "content"]
@@ -57,7 +58,7 @@ class MatryoshkaQueries(Compressor):
         keys: `positions` (the published code) or `content`.
 
     Raises:
-        ValueError: if the width does not divide into the heads or is no multiple of 4, or there are no queries.
+        ValueError: if the width does not divide into the heads or is no multiple of 4, or another size is no count.
     """
 
     declaration = Declaration(
@@ -79,10 +80,9 @@ class MatryoshkaQueries(Compressor):
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
         one_of("keys", keys, Keys)
-        if queries < 1:
-            raise ValueError(f"queries is {queries}, but a token needs a query: choose 1 or more (256 in the paper)")
-        if heads < 1 or width % heads:
-            raise ValueError(f"heads is {heads}, which does not divide the width {width}: choose a divisor")
+        whole("language_width", language_width, "the language model reads that many channels")
+        whole("queries", queries, "a token needs a query, of which the paper has 256")
+        divisor("heads", heads, "the width", width)
         self.queries, self.heads, self.keys = max(queries, tokens), heads, keys
         self.query_QC = nn.Parameter(torch.empty(self.queries, width))
         self.query_norm, self.key_norm, self.value_norm = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
@@ -140,9 +140,7 @@ class MatryoshkaQueries(Compressor):
         return states.unflatten(-1, (self.heads, -1)).transpose(1, 2).expand(len(patches_BNC), -1, -1, -1)
 
     def _count(self, asked: int | None) -> int:
-        if asked is not None and not 1 <= asked <= self._most:
-            raise ValueError(
-                f"tokens is {asked}, but this mqt has {self.queries} queries for {self.grid**2} patches: "
-                f"choose 1 to {self._most}"
-            )
-        return self.tokens if asked is None else asked
+        if asked is None:
+            return self.tokens
+        why = f"this mqt has {self.queries} queries for {self.grid**2} patches"
+        return whole("tokens", asked, why, most=self._most)

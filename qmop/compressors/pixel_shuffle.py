@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from qmop.compressors.base import Compressor, Declaration, budget, one_of, stride_of
 from qmop.compressors.convolutions import as_map, start_normal, start_uniform
 from qmop.compressors.registry import register
+from qmop.compressors.values import whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 Style = Literal["internvl", "linear"]
@@ -48,6 +49,7 @@ class PixelShuffle(Compressor):
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
         one_of("style", style, Style)
+        whole("language_width", language_width, "the language model reads that many channels")
         self.stride, self.style = stride_of(grid, tokens), style
         cell = self.stride**2 * width
         if style == "linear":

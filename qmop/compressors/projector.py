@@ -10,7 +10,8 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from qmop.compressors.base import Compressor, Declaration
-from qmop.compressors.registry import build_compressor, method_class, option_names
+from qmop.compressors.registry import build_compressor, default_budget, method_class, option_names
+from qmop.compressors.values import whole
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 
 
@@ -97,13 +98,14 @@ class ProjectorSpec:
         """The projector.
 
         Raises:
-            ValueError: for an unknown option, or a budget that does not suit the grid.
+            ValueError: for an unknown option, a size that is no count, or a budget that does not suit the grid.
         """
         for field in ("grid", "width", "tokens", "name"):
             if field in self.options:
                 raise ValueError(
                     f"options names {field}, which is no option: the configuration has a place of its own for it"
                 )
+        whole("language_width", self.language_width, "the language model reads that many channels")
         readout, options = self.declaration.readout, dict(self.options)
         if "language_width" in option_names(self.name):
             options.setdefault("language_width", self.language_width)
@@ -136,7 +138,7 @@ def build_projector(
     Raises:
         ValueError: for an unknown name or option, or a budget that does not suit the grid.
     """
-    budget = method_class(name).default_tokens(grid) if tokens is None else tokens
+    budget = default_budget(name, grid) if tokens is None else tokens
     spec = ProjectorSpec(
         name=name, grid=grid, width=width, language_width=language_width, tokens=budget, options=options
     )
@@ -167,7 +169,7 @@ def projector_spec(config: Any) -> ProjectorSpec:
         grid=grid,
         width=vision.hidden_size,
         language_width=config.text_config.hidden_size,
-        tokens=method_class(name).default_tokens(grid) if tokens is None else tokens,
+        tokens=default_budget(name, grid) if tokens is None else tokens,
         options=options,
         activation=config.projector_hidden_act,
         bias=config.multimodal_projector_bias,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from qmop.compressors.base import Compressor, Declaration, one_of
 from qmop.compressors.registry import register
 from qmop.compressors.selection import asked_budget, best, full_precision, rank, take
+from qmop.compressors.values import whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 Mode = Literal["fixed", "adaptive"]
@@ -122,8 +123,7 @@ class PruMerge(Compressor):
         super().__init__(width=width, grid=grid, tokens=tokens)
         one_of("mode", mode, Mode)
         one_of("order", order, Order)
-        if neighbours < 0:
-            raise ValueError(f"neighbours is {neighbours}, but it is a number of patches: choose 0 or above")
+        whole("neighbours", neighbours, "it is a number of patches", least=0)
         self.mode, self.plus, self.order, self.neighbours = mode, plus, order, neighbours
         self.declaration = dataclasses.replace(type(self).declaration, fixed_count=mode == "fixed")
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from qmop.compressors.base import Compressor, Declaration, in_range, one_of
 from qmop.compressors.registry import register
 from qmop.compressors.selection import best, raster, take
+from qmop.compressors.values import finite
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 Scale = Literal["minmax", "softmax"]
@@ -68,8 +69,8 @@ class Prune(Compressor):
         relevance_sign: Sign = 1,
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
-        if not 0.0 <= lam <= 1.0:
-            raise ValueError(f"lam is {lam}, but it mixes two scores: choose a number from 0 to 1")
+        if not (finite(lam) and 0.0 <= lam <= 1.0):
+            raise ValueError(f"lam is {lam!r}, but it mixes two scores: choose a number from 0 to 1")
         one_of("scale", scale, Scale)
         one_of("measure", measure, Measure)
         one_of("order", order, Order)

@@ -9,6 +9,7 @@ from transformers import initialization as init
 from qmop.compressors.base import Compressor, Declaration, budget, stride_of
 from qmop.compressors.registry import register
 from qmop.compressors.tokenpacker import EPS, NormedMlp, RegionAttention, key_and_value, levels_of, regions
+from qmop.compressors.values import whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 
@@ -40,6 +41,7 @@ class QueCC(Compressor):
         self, *, width: int, grid: int, tokens: int, language_width: int = 4096, levels: int = 4, heads: int = 8
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
+        whole("language_width", language_width, "the language model's states have that many channels")
         self.levels, self.stride = levels, stride_of(grid, tokens)
         self.side = grid // self.stride
         self.text, self.text_norm = nn.Linear(language_width, width), nn.LayerNorm(width, eps=EPS)

@@ -10,6 +10,7 @@ import torch
 from qmop.compressors.base import Compressor, Declaration
 from qmop.compressors.registry import register
 from qmop.compressors.selection import asked_budget
+from qmop.compressors.values import whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 
@@ -41,9 +42,7 @@ class RandomTokens(Compressor):
 
     def __init__(self, *, width: int, grid: int, tokens: int, seed: int = 0) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
-        if seed < 0:
-            raise ValueError(f"seed is {seed}, but a generator cannot start from it: choose 0 or above")
-        self.seed = seed
+        self.seed = whole("seed", seed, "a generator cannot start from it", least=0)
 
     def forward(
         self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,6 +15,7 @@ from qmop.compressors.base import Compressor, Declaration, Reads, one_of
 from qmop.compressors.outliers import Tail, count_outliers
 from qmop.compressors.registry import register
 from qmop.compressors.selection import asked_budget, full_precision, need_query, take
+from qmop.compressors.values import finite, whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 Mode = Literal["adaptive", "fixed", "official"]
@@ -135,7 +137,12 @@ class Recoverable(Compressor):
     ) -> None:
         super().__init__(width=width, grid=grid, tokens=tokens)
         one_of("mode", mode, Mode)
-        _check(shares, neighbours=neighbours, centre_neighbours=centre_neighbours, members=members)
+        _check_shares(shares)
+        counts = {"neighbours": neighbours, "centre_neighbours": centre_neighbours, "members": members}
+        for field, value in counts.items():
+            whole(field, value, "it counts patches")
+        if not finite(pull):
+            raise ValueError(f"pull is {pull!r}, but it weighs relevance: choose a finite number")
         self.mode, self.shares, self.members, self.pull = mode, tuple(shares), members, pull
         self.neighbours, self.centre_neighbours = neighbours, centre_neighbours
         if mode == "fixed":
@@ -256,12 +263,10 @@ def _rank(score: Tensor, among: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(-1, order, places).masked_fill(~among, score.shape[-1])
 
 
-def _check(shares: Sequence[float], **counts: int) -> None:
-    if len(shares) != 3 or min(shares) < 0 or not 0 < sum(shares) < float("inf"):  # noqa: PLR2004 - three steps
+def _check_shares(shares: object) -> None:
+    given = tuple(shares) if isinstance(shares, list | tuple) else ()
+    if len(given) != 3 or not all(map(finite, given)) or min(given) < 0 or not 0 < sum(given) < math.inf:  # noqa: PLR2004
         raise ValueError(
-            f"shares is {tuple(shares)}, but it divides the budget among visual picks, text picks and clusters: "
+            f"shares is {shares!r}, but it divides the budget among visual picks, text picks and clusters: "
             "give three numbers from 0 up, one of them positive"
         )
-    for field, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{field} is {value}, but it counts patches: choose 1 or more")

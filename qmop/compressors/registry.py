@@ -11,7 +11,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qmop.compressors.base import Compressor, Declaration
+from qmop.compressors.base import Compressor, Declaration, grid_side
 
 _METHODS: dict[str, type[Compressor]] = {}
 C = TypeVar("C", bound=type[Compressor])
@@ -76,6 +76,15 @@ def option_names(name: str) -> list[str]:
     return [field for field in found if field not in ("width", "grid", "tokens")]
 
 
+def default_budget(name: str, grid: int) -> int:
+    """The budget of a method where none is named, on a grid.
+
+    Raises:
+        ValueError: if there is no method of that name, or the grid is no count.
+    """
+    return method_class(name).default_tokens(grid_side(grid))
+
+
 def build_compressor(
     name: str, *, grid: int = 24, width: int = 1024, tokens: int | None = None, **options: Any
 ) -> Compressor:
@@ -93,5 +102,5 @@ def build_compressor(
     """
     method: Callable[..., Compressor] = method_class(name)
     check_options(f"compressor {name!r}", options, option_names(name))
-    budget = method_class(name).default_tokens(grid) if tokens is None else tokens
+    budget = default_budget(name, grid) if tokens is None else tokens
     return method(width=width, grid=grid, tokens=budget, **options)

@@ -12,6 +12,7 @@ from transformers import initialization as init
 from qmop.compressors.attention import KeyValue, Norm, ValueInit
 from qmop.compressors.base import Compressor, Declaration, budget, nested_budgets
 from qmop.compressors.registry import register
+from qmop.compressors.values import whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 
@@ -98,8 +99,4 @@ class Resampler(Compressor):
     def _count(self, tokens: int | None) -> int:
         if not self.nested or tokens is None:
             return budget(self.tokens, tokens, "resampler")
-        if not 1 <= tokens <= self.tokens:
-            raise ValueError(
-                f"tokens is {tokens}, but this resampler has {self.tokens} queries: choose 1 to {self.tokens}"
-            )
-        return tokens
+        return whole("tokens", tokens, f"this resampler has {self.tokens} queries", most=self.tokens)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
 from qmop.compressors.base import one_of
+from qmop.compressors.values import finite, whole
 
 Select = Literal["top_k", "threshold", "all", "equal"]
 Activation = Literal["gelu", "relu", "silu", "tanh"]
@@ -51,14 +51,13 @@ class Router(nn.Module):
         temperature: float = 0.5,
     ) -> None:
         super().__init__()
-        if not 0 < temperature < math.inf:
+        if not (finite(temperature) and temperature > 0):
             raise ValueError(
-                f"temperature is {temperature}, but it divides the router's logits: choose a finite one above 0"
+                f"temperature is {temperature!r}, but it divides the router's logits: choose a finite one above 0"
             )
         one_of("activation", activation, Activation)
         one_of("inputs", inputs, RouterInputs)
-        if hidden < 1:
-            raise ValueError(f"hidden is {hidden}, but the router needs a hidden layer: choose 1 or more")
+        whole("hidden", hidden, "the router needs a hidden layer")
         self.activation, self.inputs = ACT2FN[activation], inputs
         self.enter = nn.Linear(image_width + text_width, hidden)
         self.leave = nn.Linear(hidden, branches)

@@ -11,6 +11,7 @@ from transformers import initialization as init
 from qmop.compressors.base import Compressor, Declaration, budget, stride_of
 from qmop.compressors.projector import Connector
 from qmop.compressors.registry import register
+from qmop.compressors.values import divisor, whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 EPS = 1e-6
@@ -31,8 +32,7 @@ class RegionAttention(nn.MultiheadAttention):
     """
 
     def __init__(self, width: int, heads: int) -> None:
-        if heads < 1 or width % heads:
-            raise ValueError(f"heads is {heads}, which does not divide the width {width}: choose a divisor")
+        divisor("heads", heads, "the width", width)
         super().__init__(width, heads)
 
     def forward(self, query_BMC: Tensor, key_BNC: Tensor, value_BNC: Tensor, side: int) -> Tensor:  # type: ignore[override] # other arguments
@@ -83,8 +83,7 @@ def key_and_value(levels: int, width: int) -> tuple[NormedMlp, NormedMlp]:
     Raises:
         ValueError: if there are no levels.
     """
-    if levels < 1:
-        raise ValueError(f"levels is {levels}, but keys and values need a layer to come from: choose 1 or more")
+    whole("levels", levels, "keys and values need a layer to come from")
     return NormedMlp(levels * width, width), NormedMlp(levels * width, width)
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from qmop.compressors.base import Compressor, Declaration
 from qmop.compressors.registry import register
 from qmop.compressors.selection import asked_budget, best, full_precision, raster, take
+from qmop.compressors.values import whole
 from qmop.features import CompressedTokens, Query, VisualFeatures
 
 
@@ -102,16 +103,12 @@ class VisionZip(Compressor):
         """How many of a budget are contextual tokens.
 
         Raises:
-            ValueError: if none of the budget would be left for dominant ones.
+            ValueError: if none of the budget would be left for dominant ones, or the number is not whole.
         """
         if self.contextual is None:
             return default_contextual(tokens)
-        if not 0 <= self.contextual < tokens:
-            raise ValueError(
-                f"contextual is {self.contextual}, but of {tokens} tokens at least one is dominant: "
-                f"choose 0 to {tokens - 1}, or leave it out for {default_contextual(tokens)}"
-            )
-        return self.contextual
+        why = f"of {tokens} tokens at least one is dominant (left out, {default_contextual(tokens)} are contextual)"
+        return whole("contextual", self.contextual, why, least=0, most=tokens - 1)
 
     def forward(
         self, features: VisualFeatures, query: Query | None = None, *, tokens: int | None = None

@@ -37,6 +37,14 @@ def test_what_is_no_state_dict_or_not_there_is_refused(tmp_path: Path) -> None:
         read_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{bad", "{}", "[]", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', b"\xff\xfe"])
+def test_a_damaged_index_is_named(tmp_path: Path, content: str | bytes) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"model\.safetensors\.index\.json is damaged: .* weight_map .*fetch it again"):
+        read_tensors(tmp_path)
+
+
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -122,7 +122,7 @@ def test_start_values_survive_the_construction_of_a_model() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"hidden": 0}, "hidden is 0, .*: choose a positive width"),
+        ({"hidden": 0}, "hidden is 0, .*: choose 1 or more"),
         ({"depth": 0}, "depth is 0, .*: choose 1 or more"),
         ({"group_width": 5}, "group_width is 5, which does not divide hidden 16: choose a divisor"),
         ({"squeeze": 0.0}, "squeeze is 0.0, .*: choose a positive share"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -217,5 +218,90 @@ def test_features_of_another_grid_are_refused(method: str) -> None:
 
 @pytest.mark.parametrize("method", EVERY)
 def test_a_budget_that_is_not_whole_is_refused(method: str) -> None:
-    with pytest.raises(ValueError, match=r"tokens is 16\.0, but tokens are counted"):
+    with pytest.raises(ValueError, match=r"tokens is 16\.0, but .*a whole number"):
         build_compressor(method, grid=12, width=16, tokens=16.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"grid": 0}, "grid is 0, .*: choose 1 or more"),
+        ({"grid": -2}, "grid is -2, .*: choose 1 or more"),
+        ({"grid": 2.5}, "grid is 2.5, .*: choose a whole number"),
+        ({"grid": "12"}, "grid is '12', .*: choose a whole number"),
+        ({"grid": -2, "tokens": 4}, "grid is -2, .*: choose 1 or more"),
+        ({"width": 0}, "width is 0, .*: choose 1 or more"),
+        ({"tokens": True}, "tokens is True, .*: choose a whole number, 1 to 144"),
+    ],
+)
+@pytest.mark.parametrize("method", EVERY)
+def test_sizes_that_are_no_counts_are_refused(method: str, sizes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        build_compressor(method, **{"grid": 12, "width": 16, **sizes})
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("resampler", {"heads": "8"}),
+        ("window_pool", {"heads": 2.0}),
+        ("tokenpacker", {"heads": "8"}),
+        ("tokenpacker", {"levels": 1.5}),
+        ("quecc", {"language_width": 0}),
+        ("mqt", {"queries": 2.5}),
+        ("mqt", {"heads": 4.0}),
+        ("mqt", {"language_width": "12"}),
+        ("c_abstractor", {"depth": 1.5}),
+        ("c_abstractor", {"hidden": "16"}),
+        ("c_abstractor", {"group_width": 1.0}),
+        ("c_abstractor", {"squeeze": float("nan")}),
+        ("c_abstractor", {"language_width": -1}),
+        ("pixel_shuffle", {"language_width": 0}),
+        ("cdpruner", {"theta": "x"}),
+        ("cdpruner", {"theta": float("nan")}),
+        ("prune", {"lam": "0.5"}),
+        ("visionzip", {"contextual": 1.5}),
+        ("random_tokens", {"seed": 1.5}),
+        ("prumerge", {"neighbours": 1.5}),
+        ("fastv", {"layer": 1.5}),
+        ("recoverable", {"pull": float("nan")}),
+        ("recoverable", {"members": 1.5}),
+        ("recoverable", {"shares": 1}),
+        ("recoverable", {"shares": (1, float("nan"), 1)}),
+        ("recoverable", {"shares": ("1", 1, 1)}),
+        ("qmop", {"top_k": "2"}),
+        ("qmop", {"top_k": 1.5}),
+        ("qmop", {"threshold": "0.5"}),
+        ("qmop", {"text_width": 0}),
+        ("qmop-elastic", {"budgets": 16}),
+        ("qmop-elastic", {"budgets": [16.0]}),
+    ],
+)
+def test_options_of_a_wrong_kind_are_named(method: str, options: dict[str, Any]) -> None:
+    ((field, value),) = options.items()
+    named = "tokens is 16.0" if value == [16.0] else f"{field} is {value!r}"
+    with pytest.raises(ValueError, match=re.escape(named)):
+        build_compressor(method, grid=12, width=16, tokens=16, **options)
+
+
+@pytest.mark.parametrize("router", [{"hidden": 2.5}, {"temperature": "hot"}, {"temperature": True}], ids=repr)
+def test_router_fields_of_a_wrong_kind_are_named(router: dict[str, Any]) -> None:
+    ((field, value),) = router.items()
+    with pytest.raises(ValueError, match=f"{field} is {value!r}"):
+        build_compressor("qmop", grid=12, width=16, tokens=16, router=router)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [*((name, {}) for name in ELASTIC), ("resampler", {"nested": True}), ("window_pool", {"elastic": True})],
+)
+@pytest.mark.parametrize("tokens", [4.0, 2.5])
+def test_a_call_with_a_budget_that_is_not_whole_is_refused(
+    models: Models, pictures: Pictures, method: str, options: dict[str, Any], tokens: float
+) -> None:
+    model, processor = models(method) if not options else (tiny_model(method, 16, **options), tiny_processor(16))
+    texts = ["<user> <image> red ?"]
+    batch = processor(images=pictures(1), text=texts, query=texts, padding=True, return_tensors="pt")
+    seen = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
+    with pytest.raises(ValueError, match=f"tokens is {tokens}, but"):
+        model.get_image_features(**seen, visual_tokens=tokens)

@@ -76,7 +76,7 @@ def test_training_draws_each_fitting_budget_alike() -> None:
 
 def test_budgets_may_be_named() -> None:
     assert elastic(budgets=[4, 1]).training_budgets() == (4, 1)
-    with pytest.raises(ValueError, match="budgets is empty"):
+    with pytest.raises(ValueError, match=r"budgets is \[\]: list budgets of at most 9"):
         elastic(budgets=[])
     with pytest.raises(ValueError, match="built for at most 9"):
         elastic(budgets=[36])

@@ -208,7 +208,7 @@ def test_wrong_inputs_are_named(make_features: MakeFeatures) -> None:
         prumerge(mode="free")
     with pytest.raises(ValueError, match="order is 'up': choose one of attention, raster"):
         prumerge(order="up")
-    with pytest.raises(ValueError, match="neighbours is -1, but it is a number of patches: choose 0 or above"):
+    with pytest.raises(ValueError, match="neighbours is -1, but it is a number of patches: choose 0 or more"):
         prumerge(neighbours=-1)
     with pytest.raises(ValueError, match="tokens is 37, but a 6 x 6 grid has 36 patches"):
         prumerge()(make_features(1), tokens=37)

@@ -55,7 +55,7 @@ def test_every_patch_is_as_likely() -> None:
 
 
 def test_wrong_inputs_are_named(make_features: MakeFeatures) -> None:
-    with pytest.raises(ValueError, match="seed is -1, but a generator cannot start from it: choose 0 or above"):
+    with pytest.raises(ValueError, match="seed is -1, but a generator cannot start from it: choose 0 or more"):
         RandomTokens(width=16, grid=6, tokens=9, seed=-1)
     with pytest.raises(ValueError, match="tokens is 40, but a 6 x 6 grid has 36 patches"):
         RandomTokens(width=16, grid=6, tokens=9)(make_features(1), tokens=40)

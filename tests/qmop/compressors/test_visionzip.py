@@ -127,7 +127,9 @@ def test_a_tower_without_a_class_token_is_not_asked_for_one() -> None:
 
 def test_wrong_inputs_are_named(make_features: MakeFeatures) -> None:
     for wrong in (-1, 10):
-        with pytest.raises(ValueError, match=rf"contextual is {wrong}, but of 10 tokens.*choose 0 to 9.* for 2"):
+        with pytest.raises(
+            ValueError, match=rf"contextual is {wrong}, but of 10 tokens.*left out, 2 are.*choose 0 to 9"
+        ):
             visionzip(contextual=wrong)
     with pytest.raises(ValueError, match="contextual is 5, but of 4 tokens"):
         visionzip(contextual=5)(make_features(1), tokens=4)

@@ -135,11 +135,6 @@ class Order:
             start = window.start + window.count
         return np.concatenate(shards), np.concatenate(indices)
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """`(shard, index inside the shard)` of the sample at a position."""
-        shards, indices = self.places(position, position + 1)
-        return int(shards[0]), int(indices[0])
-
 
 @lru_cache(maxsize=4)
 def _windows(order: Order, epoch: int) -> tuple[Window, ...]:

@@ -62,7 +62,7 @@ def delivered(feed: CorpusFeed, world: int) -> list[list[tuple[list[int], list[s
 def expected_keys(feed: CorpusFeed, start: int, stop: int) -> list[str]:
     """The first part of each key, from the order alone: shards hold ten samples each."""
     order = feed.blend().orders[0]
-    return [f"{shard * 10 + index:09d}" for shard, index in map(order.locate, range(start, stop))]
+    return [f"{shard * 10 + index:09d}" for shard, index in zip(*order.places(start, stop), strict=True)]
 
 
 def in_order(ranks: list[list[tuple[list[int], list[str]]]]) -> list[str]:

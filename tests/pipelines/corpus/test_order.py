@@ -49,7 +49,9 @@ def test_a_position_leads_to_its_window_and_sample() -> None:
     order = Order(SIZES, seed=4, window_shards=2)
     stream = [place for number in range(9) for place in order.samples(order.window(number))]
     assert len(stream) == 60
-    assert [order.locate(position) for position in range(60)] == stream
+    for start, stop in [*pairwise(range(61)), (0, 60), (7, 43)]:
+        shards, indices = order.places(start, stop)
+        assert list(zip(shards.tolist(), indices.tolist(), strict=True)) == stream[start:stop]
     assert [order.window_at(position).number for position in (0, 19, 20, 59)] == [0, 2, 3, 8]
 
 

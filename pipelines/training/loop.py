@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from cluster.storage import remove_abandoned
 from pipelines.training.agreement import from_rank_zero
 from pipelines.training.engine import quiet_start
 from pipelines.training.plans import LoopSettings
@@ -38,5 +39,6 @@ def train_loop(settings: LoopSettings) -> None:
 
 def _found_state(settings: LoopSettings) -> Found:
     """The latest resumable state of the run, after what killed processes left has been tidied up."""
+    remove_abandoned(states_folder(settings.recipe))
     forget_unfinished(states_folder(settings.recipe))
     return find_state(settings.recipe, settings.board, refused={}, told={})

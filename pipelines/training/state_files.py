@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from cluster.storage import (
     write_atomic,
 )
 from pipelines.training.fragments import KINDS, adam_steps, held
+from pipelines.training.state_scratch import part_folder
 from pipelines.training.states import (
     CARD,
     Part,
@@ -122,8 +122,8 @@ class StateWriter:
 
     def _write_part(self, uri: str, copies: dict[tuple[str, int, int], dict[str, Tensor]]) -> None:
         name = part_name(self.rank, self.world)
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch, name)
+        with part_folder(self.folder) as scratch:
+            path = scratch / name
             save_file({f"{kind}/{key}": t for (key, *_), by in copies.items() for kind, t in by.items()}, path)
             part = Part(
                 name=name,

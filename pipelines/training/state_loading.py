@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from cluster.storage import StorageError, get_file, is_s3, join, sha256_of
 from pipelines.training.agreement import from_all
 from pipelines.training.fragments import KINDS, Fragment, held, put_back
+from pipelines.training.state_scratch import part_folder
 from pipelines.training.states import Part, StateCard, pieces
 
 
@@ -59,7 +59,7 @@ def load_state(engine: Any, uri: str, card: StateCard) -> int:
 
 def _opened(uri: str, needed: dict[str, Part], opened: ExitStack) -> tuple[dict[str, Any], str]:
     """The files by name, open until the stack ends; or what is wrong with one of them."""
-    scratch = opened.enter_context(tempfile.TemporaryDirectory())
+    scratch = opened.enter_context(part_folder(uri.rstrip("/").rpartition("/")[0])) if is_s3(uri) else None
     files: dict[str, Any] = {}
     for name, part in needed.items():
         try:
@@ -73,11 +73,11 @@ def _opened(uri: str, needed: dict[str, Part], opened: ExitStack) -> tuple[dict[
     return files, ""
 
 
-def _local(uri: str, part: Part, scratch: str) -> str:
+def _local(uri: str, part: Part, scratch: Path | None) -> str:
     """A part as a local file that is what the card says."""
     place = join(uri, part.name)
-    if is_s3(uri):
-        copy = Path(scratch, part.name)
+    if scratch is not None:
+        copy = scratch / part.name
         place, digest = str(copy), get_file(place, copy)
     else:
         digest = sha256_of(place)

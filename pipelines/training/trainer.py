@@ -17,7 +17,7 @@ from cluster.holding import held
 from cluster.processes import handlers_kept
 from cluster.progress import Progress
 from cluster.session import ray_session
-from cluster.storage import arrow_filesystem, exists, join, read_bytes, sha256_of, write_atomic
+from cluster.storage import arrow_filesystem, exists, join, read_bytes, remove_abandoned, sha256_of, write_atomic
 from pipelines.board import listening, open_board
 from pipelines.corpus.feed import READING_CPUS
 from pipelines.corpus.manifest import Manifest, load_manifest, require_all_there
@@ -65,6 +65,7 @@ def train(recipe: TrainRecipe, progress: Progress) -> TrainResult:
     if not all(is_complete(uri) for uri in exports):
         require_all_there(manifest)
     with held(join(recipe.output, _HOLDER), f"output {recipe.output}", say=progress.say):
+        remove_abandoned(recipe.output)
         plans = _run_what_is_left(recipe, manifest, progress)
     if missing := [name_of(uri) for uri in exports if not is_complete(uri)]:
         raise JobFailedError(

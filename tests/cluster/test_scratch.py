@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.scratch import scratch_folder
+from cluster.scratch import owned_folder, scratch_folder
 
 _HOLDER = "from cluster.scratch import scratch_folder\nwith scratch_folder() as f:\n    print(f, flush=True); input()"
 
@@ -51,6 +52,30 @@ def test_a_killed_owners_folder_is_removed_and_a_living_owners_is_not(short_pare
         assert folders[1].exists()
     holders[1].communicate("\n")
     assert not folders[1].exists()
+
+
+def test_a_folder_without_a_living_owner_is_removed_only_where_its_name_is_ours(tmp_path: Path) -> None:
+    for name in ("ours[1]-dead", "ours1-dead", "ours[1]-new"):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        (tmp_path / "deep" / name / "owner.lock").touch()
+    (tmp_path / "deep" / "ours[1]-new" / "owner.lock").unlink()  # not locked yet
+    with owned_folder(tmp_path / "deep", "ours[1]-") as folder:
+        (folder / "part").write_bytes(b"1")
+        with owned_folder(tmp_path / "deep", "ours[1]-"):
+            assert (folder / "part").read_bytes() == b"1"
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["ours1-dead", "ours[1]-new"]
+
+
+def test_on_a_file_system_without_locks_a_folder_is_made_and_none_counts_as_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(_stream: object, _how: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with owned_folder(tmp_path, "a-") as first, owned_folder(tmp_path, "a-"):
+        assert first.exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 def _holder() -> subprocess.Popen[str]:

@@ -167,6 +167,7 @@ def test_a_full_disk_is_told_and_the_next_state_is_written(tmp_path: Path) -> No
 
 def test_a_file_that_cannot_be_read_back_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def cut(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        assert path.is_relative_to(tmp_path), "on the disk that has room for states"
         save_file(tensors, path)
         path.write_bytes(path.read_bytes()[:-1])
 

@@ -71,7 +71,10 @@ def test_qmop_trains_in_two_stages_and_a_second_run_has_nothing_to_do(ground: Pa
     assert list((ground / "run" / "tensorboard").rglob("events.out.tfevents.*"))
     assert all(abs(sum(note["branch_weights"]) - 1) < 1e-5 for note in steps[2:])
     assert [note["temperature"] for note in steps[2:]] == sorted((n["temperature"] for n in steps[2:]), reverse=True)
+    left = ground / "run" / "checkpoints" / f".qmop-tmp-{'0' * 32}"
+    left.write_bytes(b"of a killed process")
     again = train(asked, Progress())
+    assert not left.exists()
     assert (again.exports, again.trained) == (result.exports, False)
     other = replace(asked, seed=1)
     with pytest.raises(ValueError, match=r"another recipe \(seed: 0 -> 1\)") as refused:

@@ -10,8 +10,9 @@ from pyarrow import fs as pafs
 
 from cluster.bounds import require_at_least
 from cluster.progress import Progress
-from cluster.storage import arrow_filesystem, join, read_bytes, write_atomic
+from cluster.storage import arrow_filesystem, join, write_atomic
 from jobs.inspection import Inspected, checkpoints_of, costs_of, inspect
+from jobs.report_pictures import pictures_of
 from pipelines.evaluation.store import index_of, read_index
 from pipelines.evaluation.units import UNITS
 from qmop.vtcbench.records import Record, require_label
@@ -19,13 +20,14 @@ from qmop.vtcbench.report import (
     Report,
     lmms_eval_files,
     pick_samples,
+    require_second_run,
     summarise,
     to_html,
     to_json,
     to_markdown,
     with_drawings,
+    worth_showing,
 )
-from qmop.vtcbench.suite import decode_shard, parse_manifest
 
 _TIMED = 8
 """Questions that are timed in one batch."""
@@ -41,6 +43,7 @@ class ReportRecipe:
         reference: label of the uncompressed model.
         blind: label of the model that saw no picture.
         floor: label of a second run of the uncompressed model, of another seed; its loss is the floor of all others'.
+        suite: folder of the suite, where it no longer lies where it lay at the evaluation.
         samples: items shown with picture and answers.
         inspect: load every checkpoint once more, to time it on this machine and to draw over the samples what it kept.
         rounds: how often each is timed.
@@ -52,6 +55,7 @@ class ReportRecipe:
     reference: str = "uncompressed"
     blind: str = "blind"
     floor: str | None = None
+    suite: str | None = None
     samples: int = 6
     inspect: bool = False
     rounds: int = 5
@@ -75,23 +79,20 @@ def run(recipe: ReportRecipe, progress: Progress) -> int:
 def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
     """Write every form of the report and return it; `report.html` is the page for people."""
     records, suite = read_index(recipe.results)
-    for field, usual in (("reference", ReportRecipe.reference), ("blind", ReportRecipe.blind)):
-        if (
-            label := getattr(recipe, field)
-        ) != usual:  # the usual ones may be missing: then nothing is told against them
-            require_label(field, label, records, recipe.results)
-    if recipe.floor is not None:
-        require_label("floor", recipe.floor, records, recipe.results)
+    _check_labels(recipe, records)
     folder = recipe.output or recipe.results
-    pictures = _pictures(suite, records)
+    shown, timed = worth_showing(records, recipe.samples), _timed(records) if recipe.inspect else []
+    pictures = pictures_of({*shown, *timed}, records, recipe.suite or suite, given=recipe.suite is not None)
     samples = pick_samples(records, pictures, recipe.samples)
     with progress.stage("counting cost"):
         checkpoints = checkpoints_of(recipe.results, records, progress)
         costs = costs_of(checkpoints, progress)
     seen = Inspected()
     if recipe.inspect:
+        questions = {record.key: record.question for record in records}
+        asked = [(pictures[key], questions[key]) for key in timed]
         with progress.stage(f"timing {len(checkpoints)} checkpoints and drawing what they keep"):
-            seen = inspect(checkpoints, _asked(records, pictures), samples, progress, rounds=recipe.rounds)
+            seen = inspect(checkpoints, asked, samples, progress, rounds=recipe.rounds)
     with progress.stage(f"writing the report to {folder}"):
         report = summarise(
             records,
@@ -113,6 +114,17 @@ def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
             write_atomic(join(folder, name), text.encode())
     progress.say(f"report: {join(folder, 'report.html')}")
     return report
+
+
+def _check_labels(recipe: ReportRecipe, records: list[Record]) -> None:
+    """Refuse labels that say nothing, before anything is read or timed."""
+    for field, usual in (("reference", ReportRecipe.reference), ("blind", ReportRecipe.blind)):
+        label = getattr(recipe, field)
+        if label != usual:  # the usual ones may be missing: then nothing is told against them
+            require_label(field, label, records, recipe.results)
+    if recipe.floor is not None:
+        require_label("floor", recipe.floor, records, recipe.results)
+        require_second_run(records, recipe.reference, recipe.floor)
 
 
 def _unanswered(store: str, records: list[Record]) -> dict[str, dict[str, str]]:
@@ -149,19 +161,6 @@ def _folder_of(label: str) -> str:
     return name.replace(".", "%2E") if not name.strip(".") else name
 
 
-def _asked(records: list[Record], pictures: dict[str, bytes]) -> list[tuple[bytes, str]]:
-    """Pictures and questions of a few items, the same for every row."""
-    questions = {record.key: record.question for record in records}
-    return [(pictures[key], questions[key]) for key in list(questions)[:_TIMED]]
-
-
-def _pictures(suite: str, records: list[Record]) -> dict[str, bytes]:
-    """The picture of every item that records speak of."""
-    manifest = parse_manifest(read_bytes(join(suite, "manifest.json")), suite)
-    wanted = {record.shard for record in records}
-    return {
-        rendered.item.key: rendered.image
-        for shard in manifest.shards
-        if shard.url in wanted
-        for rendered in decode_shard(read_bytes(join(suite, shard.url)), shard)
-    }
+def _timed(records: list[Record]) -> list[str]:
+    """Keys of a few items, the same for every row."""
+    return list(dict.fromkeys(record.key for record in records))[:_TIMED]

@@ -89,13 +89,24 @@ def _reused(folder: str, wanted: Mapping[str, Any], progress: Progress) -> Suite
     way_out = "choose another output or delete this one"
     if not exists(join(folder, ORIGIN)):
         raise ValueError(f"output {folder} holds a suite or corpus that is no natural suite: {way_out}")
-    found = json.loads(read_bytes(join(folder, ORIGIN)))
+    found = _origin(folder, way_out)
     for name, value in wanted.items():
         if (held := found.get(name)) != value:
             raise ValueError(f"output {folder} holds a natural suite of {name} {held}, not {value}: {way_out}")
     suite = parse_manifest(read_bytes(join(folder, MANIFEST)), folder)
     progress.say(f"{folder} holds this suite already: {suite.count} items, digest {suite.digest[:12]}")
     return suite
+
+
+def _origin(folder: str, way_out: str) -> dict[str, Any]:
+    """What the suite that is there was made from."""
+    try:
+        found = json.loads(read_bytes(join(folder, ORIGIN)))
+    except ValueError as error:
+        raise ValueError(f"output {folder} holds a damaged {ORIGIN} ({error}): {way_out}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"output {folder} holds a damaged {ORIGIN} (it is no JSON object): {way_out}")
+    return found
 
 
 def _tell(built: Built, progress: Progress) -> None:

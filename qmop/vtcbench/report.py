@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.lmms_eval import lmms_eval_files
-from qmop.vtcbench.report_html import Sample, pick_samples, to_html, with_drawings
+from qmop.vtcbench.report_html import Sample, pick_samples, to_html, with_drawings, worth_showing
 from qmop.vtcbench.report_tables import (
     asides,
     brief,
@@ -21,7 +21,7 @@ from qmop.vtcbench.report_tables import (
     unanswered_table,
 )
 from qmop.vtcbench.report_types import Report, Row, standing
-from qmop.vtcbench.summary import summarise
+from qmop.vtcbench.summary import require_second_run, summarise
 
 __all__ = [
     "Report",
@@ -29,11 +29,13 @@ __all__ = [
     "Sample",
     "lmms_eval_files",
     "pick_samples",
+    "require_second_run",
     "summarise",
     "to_html",
     "to_json",
     "to_markdown",
     "with_drawings",
+    "worth_showing",
 ]
 
 STAGES_TOLD = ("prefill", "first token", "decode, per token")

@@ -61,15 +61,24 @@ def pick_samples(
         count: how many samples at most.
         branches: names of the router's branches.
     """
+    chosen = _ranked(record for record in records if record.key in pictures)
+    return tuple(_sample(found, pictures[found[0].key], branches) for found in chosen[:count])
+
+
+def worth_showing(records: Iterable[Record], count: int = 6) -> list[str]:
+    """Keys of the items that `pick_samples` would choose if every item had a picture."""
+    return [found[0].key for found in _ranked(records)[:count]]
+
+
+def _ranked(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of each item, those worth a look first."""
     by_key: dict[str, list[Record]] = {}
     for record in records:
-        if record.key in pictures:
-            by_key.setdefault(record.key, []).append(record)
+        by_key.setdefault(record.key, []).append(record)
     ranked = sorted(by_key.values(), key=_disagreement, reverse=True)
     lanes = [[found for found in ranked if found[0].dimension == code] for code in DIMENSIONS]
     lanes.append([found for found in ranked if found[0].dimension not in DIMENSIONS])
-    turns = [found for turn in zip_longest(*lanes) for found in turn if found]
-    return tuple(_sample(found, pictures[found[0].key], branches) for found in turns[:count])
+    return [found for turn in zip_longest(*lanes) for found in turn if found]
 
 
 def with_drawings(samples: Sequence[Sample], drawings: Mapping[tuple[str, str], bytes]) -> tuple[Sample, ...]:

@@ -67,7 +67,7 @@ def summarise(
     """
     labels = _by_label(records)
     if floor is not None:
-        _require_second_run(labels, reference, floor)
+        require_second_run((record for answers in labels.values() for record in answers.values()), reference, floor)
     first = next(iter(next(iter(labels.values())).values()))
     labels = dict(sorted(labels.items(), key=lambda pair: (pair[0] != reference, pair[0] != floor, pair[0] == blind)))
     items = {key: record for answers in labels.values() for key, record in answers.items()}
@@ -215,15 +215,25 @@ def _by_label(records: Iterable[Record]) -> dict[str, Answers]:
     return labels
 
 
-def _require_second_run(labels: Mapping[str, Answers], reference: str, floor: str) -> None:
-    """Refuse a floor that says nothing about seeds."""
+def require_second_run(records: Iterable[Record], reference: str, floor: str) -> None:
+    """Refuse a floor that says nothing about seeds.
+
+    Args:
+        records: of all labels.
+        reference: label of the uncompressed model.
+        floor: label of a second run of it.
+
+    Raises:
+        ValueError: if one of the two has no records, both are one checkpoint, or they differ in method or budget.
+    """
+    runs = {record.label: record for record in records}
     way_out = "name a second training run of the reference that differs in its seed alone, or none"
     for label in (reference, floor):
-        if label not in labels:
+        if label not in runs:
             raise ValueError(
                 f"floor is {floor!r}, held against {reference!r}, but there are no records of {label!r}: {way_out}"
             )
-    first, second = (next(iter(labels[label].values())) for label in (reference, floor))
+    first, second = runs[reference], runs[floor]
     if first.checkpoint == second.checkpoint:
         raise ValueError(f"floor is {floor!r}, which is the same checkpoint as {reference!r}: {way_out}")
     if (first.method, first.budget) != (second.method, second.budget):

@@ -170,6 +170,21 @@ def test_a_second_reference_gives_the_floor_and_unanswered_items_are_listed(
     assert "floor is 'mine', qmop of 16 tokens, but 'uncompressed' is mlp of 144" in capsys.readouterr().err
 
 
+def test_a_suite_that_was_moved_is_needed_for_pictures_alone(
+    results: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "suite").rename(tmp_path / "moved")
+
+    assert cli.run(["report", "--results", results]) == cli.MISTAKE
+    said = capsys.readouterr().err
+    assert f"the suite lay at '{tmp_path / 'suite'}'" in said
+    assert "--suite" in said
+    assert cli.run(["report", "--results", results, "--samples", "0"]) == 0
+    assert "<img" not in Path(results, "report.html").read_text()
+    assert cli.run(["report", "--results", results, "--suite", str(tmp_path / "moved")]) == 0
+    assert Path(results, "report.html").read_text().count("<img") == 6
+
+
 def test_the_floor_stands_in_every_form(results: str, monkeypatch: pytest.MonkeyPatch) -> None:
     records, suite = read_index(results)
     second = [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,23 @@ def test_other_labels_need_another_folder(
     assert "holds a natural suite of labels" in capsys.readouterr().err
     assert cli.run([*command[:-1], str(tmp_path / "other")]) == 0
     assert load_suite(tmp_path / "other").digest != load_suite(tmp_path / "suite").digest
+
+
+@pytest.mark.parametrize(
+    ("damage", "why"), [("{", "Expecting property name"), ("[1]", "it is no JSON object"), ("\xff", "decode|Expecting")]
+)
+def test_a_damaged_origin_is_named_with_the_way_out(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, why: str
+) -> None:
+    assert cli.run(command) == 0
+    (tmp_path / "suite" / "natural.json").write_bytes(damage.encode("latin-1"))
+
+    assert cli.run(command) == cli.MISTAKE
+    said = capsys.readouterr().err
+    named = (
+        rf"output {tmp_path / 'suite'} holds a damaged natural.json \(.*({why}).*\): choose another output or delete"
+    )
+    assert re.search(named, said)
 
 
 def test_a_balanced_suite_takes_as_many_of_each(command: list[str], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from qmop.profiler import Profile
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import Record
 from qmop.vtcbench.rendered import RenderedItem
-from qmop.vtcbench.report_html import pick_samples, to_html, with_drawings
+from qmop.vtcbench.report_html import pick_samples, to_html, with_drawings, worth_showing
 from qmop.vtcbench.report_types import Report
 from qmop.vtcbench.summary import summarise
 
@@ -207,6 +207,19 @@ def test_samples_take_the_dimensions_in_turn_and_disputed_items_first(
         assert len({reply.right for reply in sample.replies}) == 2
         assert sample.replies[1].branch_weights == {"resampler": 0.5, "window_pool": 0.3, "prune": 0.2}
         assert sample.replies[0].branch_weights == {}
+
+
+def test_what_is_worth_showing_is_what_would_be_picked(
+    evaluation: list[Record], small_suite: list[RenderedItem]
+) -> None:
+    pictures = {r.item.key: r.image for r in small_suite}
+
+    for count in (0, 1, 7, 99):
+        keys = worth_showing(evaluation, count)
+        assert len(keys) == min(count, 40)
+        assert keys == [sample.key for sample in pick_samples(evaluation, pictures, count)]
+        few = {key: pictures[key] for key in keys}
+        assert keys == [sample.key for sample in pick_samples(evaluation, few, count)]
 
 
 def test_samples_are_shown_with_their_pictures(

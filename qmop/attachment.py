@@ -13,8 +13,8 @@ from transformers import LlavaForConditionalGeneration
 
 from qmop.compressors.base import Declaration
 from qmop.compressors.projector import Projector
-from qmop.continuing import require_whole_prefill
-from qmop.fitting import IMAGE_INPUTS, fit_words, generate_fitted, take_image_inputs
+from qmop.continuing import require_pictures, require_whole_prefill
+from qmop.fitting import IMAGE_INPUTS, fit_pass, generate_fitted, take_image_inputs
 from qmop.image_features import ImageOutput
 from qmop.image_side import ImageSide, Pictures, Questions
 from qmop.in_llm import Reducer, attach_reducer, forward_reduced
@@ -142,7 +142,9 @@ class Compression:
         if asked.get("pixel_values") is not None:
             images["image"] = self.get_image_features(**asked)
         if images.get("image") is not None:
-            words = self._fitted(words, images)
+            if ids is None:
+                raise ValueError("inputs_embeds do not tell where the pictures are: pass input_ids")
+            words = fit_pass(self.model.config, words, images, most=self._most)
         if self._reducer is None:
             return self._stock["forward"](**words)
         return forward_reduced(self.model, self._stock["forward"], words, once)
@@ -150,7 +152,8 @@ class Compression:
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """As stock, with the inputs of `forward`; rows of ids come back as they were, continued.
 
-        To go on from a cache, pass the pictures again beside it: they tell which placeholders it holds.
+        To go on from a cache, pass the pictures again beside it, those of the turns before among them: they tell which
+        placeholders it holds.
 
         Raises:
             ValueError: as `forward`; if a cache goes on without its pictures; if a method inside the language model
@@ -163,14 +166,13 @@ class Compression:
         if self._reducer is not None:
             require_whole_prefill(kwargs, self.model.generation_config)
             kwargs["once"] = Once()
-        elif seen:
-            kwargs.pop("position_ids", None)  # counted anew over what is left of the prompt
-        else:
-            self._no_old_pictures(ids, kwargs.get("past_key_values"))
+        elif not seen:
+            require_pictures(self.model.config, ids, kwargs.get("past_key_values"), always=True)
         asked = self._asked(kwargs, ids)
         stock = {name: asked.pop(name) for name in STOCK_IMAGE_INPUTS if name in asked}
         encode = partial(self.get_image_features, **stock)
-        return generate_fitted(self._stock["generate"], encode, self.model.config, inputs, {**kwargs, **asked})
+        words = {**kwargs, **asked}
+        return generate_fitted(self._stock["generate"], encode, self.model, inputs, words, most=self._most)
 
     def get_image_features(
         self,
@@ -235,27 +237,10 @@ class Compression:
             asked["image_rows"] = rows
         return asked
 
-    def _fitted(self, words: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
-        """What the language model is given: the prompt without spare placeholders, and the images that it holds."""
-        config, ids = self.model.config, words.get("input_ids")
-        if ids is None:
-            raise ValueError("inputs_embeds do not tell where the pictures are: pass input_ids")
-        cache = words.get("past_key_values")
-        if cache is not None and cache.get_seq_length() and not (ids == config.image_token_id).any():
-            return words  # the cache holds them
-        compressed = getattr(images["image"], "compressed", None)
-        if compressed is not None:
-            words = fit_words(config, words, compressed, positions=True)
-        return {**words, "mm_encoder_outputs": images}
-
-    def _no_old_pictures(self, ids: Tensor | None, cache: Any) -> None:
-        """Refuse to go on from a cache that has fewer placeholders than the prompt, by a number that nobody tells."""
-        if cache is None or ids is None or not cache.get_seq_length():
-            return
-        if (ids == self.model.config.image_token_id).any():
-            raise ValueError(
-                "past_key_values go on behind pictures that are not there: pass pixel_values again with them"
-            )
+    @property
+    def _most(self) -> int:
+        """Placeholders per image that the stock processor writes: one for each patch."""
+        return self.projector.compressor.grid**2
 
 
 def one_layer(layer: Any) -> int:

@@ -12,12 +12,11 @@ from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutpu
 from qmop.compressors import projector_spec
 from qmop.compressors.base import Compressor
 from qmop.configuration_qmop import QMoPConfig
-from qmop.continuing import require_whole_prefill
+from qmop.continuing import mark_shorter, require_pictures, require_whole_prefill
 from qmop.encoders import QueryEncoder
-from qmop.features import CompressedTokens
-from qmop.fitting import IMAGE_INPUTS, fit_words, generate_fitted
+from qmop.fitting import IMAGE_INPUTS, fit_pass, generate_fitted
 from qmop.image_features import ImageFeatures, ImageOutput
-from qmop.in_llm import attach_reducer, forward_reduced
+from qmop.in_llm import PASS, attach_reducer, forward_reduced
 from qmop.reduced_pass import Once
 
 __all__ = ["ImageOutput", "QMoPForConditionalGeneration", "QMoPModel", "QMoPPreTrainedModel"]
@@ -69,14 +68,36 @@ class QMoPModel(ImageFeatures, QMoPPreTrainedModel, LlavaModel):
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> LlavaModelOutputWithPast:
-        """As `LlavaModel.forward`, with the question's tokens (see `get_image_features`) beside the pixels."""
+        """As `LlavaModel.forward`, with the question's tokens (see `get_image_features`) beside the pixels.
+
+        States are those of the rows that the language model reads: without the placeholders that no token fills, and
+        without what a method inside the language model drops.
+        """
         asked = {name: kwargs.pop(name) for name in IMAGE_INPUTS[1:] if name in kwargs}
+        images = dict(mm_encoder_outputs or {})
         if pixel_values is not None:
-            images = self.get_image_features(pixel_values, **asked)
-            mm_encoder_outputs = {**(mm_encoder_outputs or {}), "image": images}
-        return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, mm_encoder_outputs=mm_encoder_outputs, **kwargs
-        )
+            images["image"] = self.get_image_features(pixel_values, **asked)
+        words = self.fitted({"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}, images)
+        if self.reducer is None or PASS in kwargs:
+            return super().forward(**words)
+        return forward_reduced(self, super().forward, words)
+
+    def fitted(self, words: dict[str, Any], images: dict[str, Any]) -> dict[str, Any]:
+        """Inputs of a pass over encoded images, see `fit_pass`; embeddings without ids go through as they are.
+
+        Raises:
+            ValueError: if the placeholders do not suit the images.
+        """
+        if images.get("image") is None or words.get("input_ids") is None or self._counts_stay(images["image"]):
+            return {**words, "mm_encoder_outputs": images or None}
+        return fit_pass(self.config, words, images, most=self.multi_modal_projector.token_count())
+
+    def _counts_stay(self, images: Any) -> bool:
+        """Whether a compiled graph may stay whole because no prompt has placeholders to spare."""
+        if not torch.compiler.is_compiling():
+            return False
+        compressed, full = getattr(images, "compressed", None), self.multi_modal_projector.token_count()
+        return compressed is None or (compressed.mask_BM is None and compressed.tokens_BMC.shape[1] >= full)
 
 
 class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGeneration):
@@ -112,7 +133,12 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
         once: Once | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As stock LLaVA; the names of the question's tokens stand here because `generate` passes only named ones."""
+        """As stock LLaVA; the names of the question's tokens stand here because `generate` passes only named ones.
+
+        Raises:
+            ValueError: if the placeholders do not suit the pictures.
+        """
+        images = dict(mm_encoder_outputs or {})
         if pixel_values is not None:
             asked = {
                 "query_input_ids": query_input_ids,
@@ -123,33 +149,37 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
                 "language_query_mask": language_query_mask,
                 "overview_tiles": overview_tiles,
             }
-            images = self.get_image_features(pixel_values, **asked)
-            mm_encoder_outputs = {**(mm_encoder_outputs or {}), "image": images}
-        words = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
-        compressed = getattr((mm_encoder_outputs or {}).get("image"), "compressed", None)
-        if compressed is not None and input_ids is not None and self._may_exceed(compressed):
-            words = fit_words(self.config, words, compressed, positions=True)
+            images["image"] = self.get_image_features(pixel_values, **asked)
+        words = self.model.fitted({"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}, images)
+        shorter = words["input_ids"] is not input_ids
         if self.model.reducer is not None:
-            return forward_reduced(self, super().forward, {**words, "mm_encoder_outputs": mm_encoder_outputs}, once)
-        return super().forward(mm_encoder_outputs=mm_encoder_outputs, **words)
-
-    def _may_exceed(self, compressed: CompressedTokens) -> bool:
-        """Whether prompts may have placeholders to spare; where counts are fixed, no device is waited for."""
-        full = self.model.multi_modal_projector.token_count()
-        return compressed.mask_BM is not None or compressed.tokens_BMC.shape[1] < full
+            output = forward_reduced(self, super().forward, words, once)
+        else:
+            output = super().forward(**words)
+        if shorter:
+            mark_shorter(output if isinstance(output, tuple) else output.values())
+        return output
 
     def generate(self, inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
         """As stock `generate`, with the inputs of `forward`; rows of ids come back as they were, continued.
 
+        To go on from a cache whose rows were shortened, pass the pictures again beside it, those of the turns before
+        among them: they tell which placeholders it holds.
+
         Raises:
-            ValueError: if a method inside the language model is to fill the cache piece by piece.
+            ValueError: as `forward`; if such a cache goes on without its pictures; if a method inside the language
+                model is to fill the cache piece by piece.
         """
         if generation_config is not None:
             kwargs["generation_config"] = generation_config
         if self.model.reducer is not None:
             require_whole_prefill(kwargs, self.generation_config)
             kwargs["once"] = Once()
-        return generate_fitted(super().generate, self.get_image_features, self.config, inputs, kwargs)
+        elif kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
+            ids = kwargs.get("input_ids", inputs)
+            require_pictures(self.config, ids, kwargs.get("past_key_values"), always=False)
+        most = self.model.multi_modal_projector.token_count()
+        return generate_fitted(super().generate, self.get_image_features, self, inputs, kwargs, most=most)
 
 
 AutoModel.register(QMoPConfig, QMoPModel, exist_ok=True)

@@ -32,7 +32,7 @@ class Prompt:
     labels: Tensor | None = None
 
 
-def surplus(input_ids: Tensor, image_token: int, counts_B: Tensor) -> Tensor:
+def surplus(input_ids: Tensor, image_token: int, counts_B: Tensor, *, most: int | None = None) -> Tensor:
     """True at placeholders beyond what their image needs, `(R, L)`.
 
     Every image must have the same number of placeholders, in the order of the images; or prompts have been fitted
@@ -42,9 +42,10 @@ def surplus(input_ids: Tensor, image_token: int, counts_B: Tensor) -> Tensor:
         input_ids: `(R, L)`.
         image_token: id of the placeholder.
         counts_B: tokens kept of each image.
+        most: placeholders per image that the model's processor writes; any number will do when absent.
 
     Raises:
-        ValueError: if the placeholders do not divide evenly into the images, or are too few.
+        ValueError: if the placeholders do not divide evenly into the images, are too few, or more than `most`.
     """
     is_image = input_ids == image_token
     total, images = int(is_image.sum()), len(counts_B)
@@ -56,10 +57,15 @@ def surplus(input_ids: Tensor, image_token: int, counts_B: Tensor) -> Tensor:
             "with one image placeholder per picture"
         )
     each = total // images
-    if each < (most := int(counts_B.max())):
+    if each < (kept := int(counts_B.max())):
         raise ValueError(
-            f"the prompts have {each} placeholders per image, but the model keeps {most} tokens: "
+            f"the prompts have {each} placeholders per image, but the model keeps {kept} tokens: "
             "use the processor that was saved with the model"
+        )
+    if most is not None and each > most:
+        raise ValueError(
+            f"the prompts have {each} placeholders per image, but the model keeps at most {most} tokens: use the "
+            "processor that was saved with the model, and pass every picture of the prompts"
         )
     place = (is_image.flatten().cumsum(0) - 1).view_as(input_ids).clamp(min=0)
     return is_image & (place % each >= counts_B[place // each])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from transformers import GenerationConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qmop.features import CompressedTokens
@@ -127,10 +128,37 @@ def test_beams_equal_those_of_a_row_alone(model: QMoPForConditionalGeneration, b
         assert torch.equal(written[row, length:], alone[0, ids.shape[1] :])
 
 
-def test_a_longest_length_counts_the_callers_rows(model: QMoPForConditionalGeneration, batch: Any) -> None:
+@pytest.mark.parametrize("place", ["argument", "configuration", "model"])
+def test_a_longest_length_counts_the_callers_rows(model: QMoPForConditionalGeneration, batch: Any, place: str) -> None:
+    length, defaults = batch["input_ids"].shape[1], model.generation_config
+    limits = {"max_length": length + 2, "min_length": length + 2}
+    settings = {
+        "argument": {**limits, "do_sample": False},
+        "configuration": {"generation_config": GenerationConfig(**limits)},
+        "model": {"do_sample": False},
+    }
+    if place == "model":
+        model.generation_config = GenerationConfig(**limits)
+    try:
+        assert model.generate(**batch, **settings[place]).shape[1] == length + 2
+        if place == "model":  # lengths of the new part go before those of the whole
+            assert model.generate(**batch, max_new_tokens=4, min_new_tokens=4).shape[1] == length + 4
+            own = GenerationConfig(do_sample=False)
+            assert model.generate(**batch, generation_config=own).shape[1] == length + 2
+            assert (own.max_length, model.generation_config.max_length) == (None, length + 2)
+    finally:
+        model.generation_config = defaults
+
+
+def test_a_least_length_below_the_dropped_placeholders_is_none(model: QMoPForConditionalGeneration, batch: Any) -> None:
     length = batch["input_ids"].shape[1]
-    written = model.generate(**batch, max_length=length + 2, min_length=length + 2, do_sample=False)
-    assert written.shape[1] == length + 2
+    assert model.generate(**batch, min_length=2, max_new_tokens=3, do_sample=False).shape[1] == length + 3
+
+
+def test_positions_of_the_callers_rows_are_counted_anew(model: QMoPForConditionalGeneration, batch: Any) -> None:
+    positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    expected = model.generate(**batch, **GREEDY)
+    assert torch.equal(model.generate(**batch, **GREEDY, position_ids=positions), expected)
 
 
 def test_encoded_pictures_are_left_as_they_were(model: QMoPForConditionalGeneration, batch: Any) -> None:

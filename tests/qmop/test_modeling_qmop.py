@@ -206,6 +206,31 @@ def test_half_precision_stays_near_full(models: Models, pictures: Pictures, meth
         assert nn.functional.cosine_similarity(told.float(), expected, dim=-1).min() > 0.99
 
 
+@pytest.mark.parametrize("method", ["average_pool", "recoverable", "fastv"])
+def test_too_many_placeholders_are_named_by_forward_and_generate_alike(
+    models: Models, pictures: Pictures, method: str
+) -> None:
+    model, processor = models(method)
+    most = processor.visual_tokens
+    other = QMoPProcessor.for_config(model.config, processor)
+    other.visual_tokens = most + 9
+    batch = inputs(other, pictures(2), [asked(q) for q in QUESTIONS[:2]], QUESTIONS[:2])
+    said = f"have {most + 9} placeholders per image, but the model keeps at most {most} tokens"
+    for call in (model.__call__, model.generate, model.model.__call__):
+        with pytest.raises(ValueError, match=said):
+            call(**batch)
+
+
+@pytest.mark.parametrize("method", ["average_pool", "recoverable", "fastv"])
+def test_the_model_without_its_head_reads_the_same_rows(models: Models, pictures: Pictures, method: str) -> None:
+    model, processor = models(method)
+    batch = inputs(processor, pictures(2), [asked(q) for q in QUESTIONS[:2]], QUESTIONS[:2])
+    expected = model(**batch).logits
+    states = model.model(**batch).last_hidden_state
+    assert (states.shape[1] < batch["input_ids"].shape[1]) == (method != "average_pool")
+    assert torch.equal(model.lm_head(states), expected)
+
+
 def test_auto_classes_know_it(models: Models, tmp_path: Path) -> None:
     models("average_pool")[0].save_pretrained(tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)

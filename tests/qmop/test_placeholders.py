@@ -62,3 +62,11 @@ def test_without_a_mask_everything_is_real() -> None:
 def test_placeholders_that_cannot_fit_are_refused(counts: list[int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         surplus(IDS, IMG, torch.tensor(counts))
+
+
+def test_more_placeholders_than_the_processor_writes_are_named() -> None:
+    ids, counts = torch.tensor([[1, *[IMG] * 6]]), torch.tensor([2, 2])
+    assert int(surplus(ids, IMG, counts, most=3).sum()) == 2
+    with pytest.raises(ValueError, match=r"have 3 placeholders per image, but the model keeps at most 2 tokens: use"):
+        surplus(ids, IMG, counts, most=2)
+    assert not surplus(ids[:, :5], IMG, counts, most=1).any()  # fitted before

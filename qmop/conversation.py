@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from qmop.compressors.base import one_of
 from qmop.modeling_qmop import QMoPForConditionalGeneration
+from qmop.pixels import shown
 from qmop.processing_qmop import QMoPProcessor
 from qmop.queries import QueryPolicy, chosen_query
 
@@ -75,6 +76,9 @@ class Conversation:
         Args:
             question: the words of the turn.
             images: pictures that come with it.
+
+        Raises:
+            ValueError: if a picture is a sliver, see `qmop.pixels.shown`; the turn then is not taken.
         """
         question = question.replace(self.processor.image_token, " ")  # words, not placeholders
         pictures = [{"type": "image"} for _ in images]
@@ -116,7 +120,7 @@ class Conversation:
     def _see(self, images: Sequence[Image.Image]) -> None:
         """Compress new pictures; all of them, unless they stick to their own questions."""
         if images:
-            new = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
+            new = self.processor.image_processor(shown(list(images)), return_tensors="pt")["pixel_values"]
             self._pixels += list(new.to(self.model.device).unbind(0))
         if self.policy == "sticky":
             own = chosen_query(self.messages[-1:], "latest")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,16 @@ from torch import Tensor
 from qmop.compressors import projector_spec
 from qmop.compressors.base import ASKS, Declaration
 from qmop.configuration_qmop import QMoPConfig
+from qmop.json_files import read_object
 from qmop.modeling_qmop import QMoPForConditionalGeneration
-from qmop.processing_qmop import QMoPProcessor
+from qmop.processing_qmop import QMoPProcessor, question_length
 from qmop.quiet import without_tables
 
 
 def load(
     path: str | Path, dtype: torch.dtype | None = torch.float32
 ) -> tuple[QMoPForConditionalGeneration, QMoPProcessor]:
-    """Load a checkpoint, safetensors only, in evaluation mode.
+    """Load a checkpoint, safetensors only, in evaluation mode; its text tower is frozen, as methods find it.
 
     Args:
         path: a folder written by `save_pretrained`.
@@ -30,15 +30,24 @@ def load(
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no model.
-        ValueError: if the file is damaged, lacks weights or holds some that the model does not know, or if the folder
-            holds a model of another kind, such as a stock LLaVA.
+        ValueError: if a file is damaged, lacks weights or holds some that the model does not know, if the folder holds
+            a model of another kind, such as a stock LLaVA, or no tokenizer for its questions.
     """
     folder = Path(path)
     require_own_family(model_family(folder), str(folder))
     model, report = read_weights(folder, dtype=dtype or "auto")
     if wrong := {kind: keys for kind, keys in report.items() if keys}:
         raise ValueError(f"{folder} does not fit its own config.json: {wrong}; export it again")
-    return model, QMoPProcessor.from_pretrained(folder, local_files_only=True)
+    processor = QMoPProcessor.from_pretrained(folder, local_files_only=True)
+    processor.query_length = processor.query_length or question_length(model.config)
+    return _frozen(model), processor
+
+
+def _frozen(model: QMoPForConditionalGeneration) -> QMoPForConditionalGeneration:
+    """With a text tower that does not learn; the rest is as it was."""
+    if (encoder := model.model.query_encoder) is not None:
+        encoder.requires_grad_(requires_grad=False)
+    return model
 
 
 def model_family(folder: Path) -> str:
@@ -46,11 +55,12 @@ def model_family(folder: Path) -> str:
 
     Raises:
         FileNotFoundError: if the folder is missing or holds no model in safetensors.
+        ValueError: if its `config.json` is no JSON object.
     """
     config = folder / "config.json"
     if not config.is_file() or not any(folder.glob("*.safetensors")):
         raise FileNotFoundError(f"{folder} holds no model: expected a folder with config.json and model.safetensors")
-    return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+    return str(read_object(config).get("model_type"))
 
 
 def require_own_family(family: str, place: str) -> None:
@@ -112,10 +122,11 @@ def read_weights(folder: Path, **options: Any) -> tuple[QMoPForConditionalGenera
 def derive(
     base: str | Path, compressor: str, tokens: int | None = None, options: dict[str, Any] | None = None
 ) -> tuple[QMoPForConditionalGeneration, QMoPProcessor]:
-    """A checkpoint's towers, connector and language model with another compressor between them.
+    """A checkpoint's towers, connector and language model with another compressor between them; in evaluation mode.
 
     The compressor's own parameters are carried over where base and result are the same method and a parameter has
-    one shape in both (one method's two stages), and fresh otherwise; seed torch first where that matters.
+    one shape in both (one method's two stages), and fresh otherwise; seed torch first where that matters. The text
+    tower is frozen.
 
     Raises:
         FileNotFoundError: if the base is missing.
@@ -133,7 +144,7 @@ def derive(
     assert not foreign, f"only compressors may differ, but {foreign} are missing"
     model.tie_weights()
     model.generation_config = copy.deepcopy(source.generation_config)
-    return model.eval(), QMoPProcessor.for_config(config, processor)
+    return _frozen(model.eval()), QMoPProcessor.for_config(config, processor)
 
 
 def _require_parts(source: QMoPForConditionalGeneration, wanted: Declaration, place: object) -> None:

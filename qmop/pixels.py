@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -12,7 +14,11 @@ A sliver one pixel high is small in pixels, but resizing its short side to a tow
 blow it up to gigabytes.
 """
 
+_ORIENTATION = 0x0112
+"""Number of the EXIF field that says how a viewer turns a picture."""
+
 _MOST_8, _MOST_16 = 0xFF, 0xFFFF
+_DIMENSIONS = 3
 
 
 def is_sliver(width: int, height: int) -> bool:
@@ -38,3 +44,34 @@ def _scaled(levels_HW: np.ndarray) -> np.ndarray:
     """Levels of 16 bits in 8: the nearest multiple of 257, found in whole numbers as libpng does."""
     wide_HW = np.clip(levels_HW, 0, _MOST_16).astype(np.uint32)
     return ((wide_HW * _MOST_8 + _MOST_16 // 2) // _MOST_16).astype(np.uint8)
+
+
+def shown(images: Any) -> Any:
+    """Pictures as a viewer shows them, see `to_rgb`, in the lists and tuples in which they came.
+
+    Arrays and tensors have no mode or orientation and stay as they are, and so does a picture that is shown already.
+
+    Raises:
+        ValueError: if a picture is a sliver.
+    """
+    if isinstance(images, list | tuple):
+        return [shown(image) for image in images]
+    if isinstance(images, Image.Image):
+        _require_area(*images.size)
+        return images if _is_shown(images) else to_rgb(images)
+    if getattr(images, "ndim", 0) == _DIMENSIONS:
+        _require_area(*sorted(images.shape)[1:])  # the channels are fewest
+    return images
+
+
+def _require_area(width: int, height: int) -> None:
+    if is_sliver(width, height):
+        raise ValueError(
+            f"a picture has {width} x {height} pixels, which is narrower than 1 : {MAX_ASPECT}: cut it, or pad it "
+            "towards a square"
+        )
+
+
+def _is_shown(image: Image.Image) -> bool:
+    turned = image.getexif().get(_ORIENTATION, 1) != 1
+    return image.mode == "RGB" and not turned and not image.has_transparency_data

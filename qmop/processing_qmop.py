@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ from qmop.compressors.projector import projector_spec
 from qmop.compressors.registry import method_class
 from qmop.configuration_qmop import QMoPConfig
 from qmop.fitting import IMAGE_INPUTS
+from qmop.json_files import read_object
+from qmop.pixels import shown
 from qmop.queries import QueryPolicy, chosen_query
 from qmop.slicing import candidate_grids, tile_layout
+from qmop.text_encoder import VOCABULARIES
 from qmop.tiles import pictures_of, tile_pictures
 
 _budget: ContextVar[int | None] = ContextVar("visual tokens asked for in this call", default=None)
@@ -41,6 +45,7 @@ class QMoPProcessor(ProcessorMixin):
         max_tiles: cut pictures into at most so many tiles and an overview, each of `visual_tokens` placeholders
             (TokenPacker-HD, see `qmop.slicing`); one whole picture of the tower's size when absent.
         tile_separators: text between the tiles of a row, and text behind a row.
+        query_length: tokens that the text tower reads; longer questions are cut, as by the tokenizer's own length.
     """
 
     def __init__(  # noqa: PLR0917 - transformers' own order of arguments
@@ -57,8 +62,10 @@ class QMoPProcessor(ProcessorMixin):
         language_query: bool = False,
         max_tiles: int | None = None,
         tile_separators: Sequence[str] = (",", "\n"),
+        query_length: int | None = None,
     ) -> None:
         one_of("query_policy", query_policy, QueryPolicy)
+        require_count("visual_tokens", visual_tokens)
         if query_segments < 1:
             raise ValueError(f"query_segments is {query_segments}: choose 1 (truncate) or more")
         if isinstance(query_strip, str):
@@ -74,7 +81,7 @@ class QMoPProcessor(ProcessorMixin):
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
         self.query_policy: QueryPolicy = query_policy
         self.query_segments, self.query_strip = query_segments, list(query_strip)
-        self.language_query = language_query
+        self.language_query, self.query_length = language_query, query_length
         self.max_tiles, self.tile_separators = max_tiles, list(tile_separators)
         query_tokenizer = tokenizer if query_tokenizer is None else query_tokenizer
         super().__init__(image_processor, tokenizer, query_tokenizer, chat_template=chat_template)
@@ -95,7 +102,20 @@ class QMoPProcessor(ProcessorMixin):
             language_query="language_query" in method_class(config.compressor).declaration.reads,
             max_tiles=like.max_tiles,
             tile_separators=like.tile_separators,
+            query_length=question_length(config) or like.query_length,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As any processor's.
+
+        Raises:
+            ValueError: if a folder lacks the tokenizer of questions, for which the language model's would stand in.
+        """
+        folder = Path(pretrained_model_name_or_path) / kwargs.get("subfolder", "")
+        if folder.is_dir():
+            _require_questions(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **_: Any) -> str:
         """Every placeholder stands for the same number of tokens."""
@@ -104,6 +124,7 @@ class QMoPProcessor(ProcessorMixin):
 
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[Any, list[str]]:
         """Pixels of whole pictures or of tiles, and what stands for each picture in the prompt."""
+        images = shown(images)
         if self.max_tiles is None:
             return super()._process_images(images, **kwargs)
         tiled = tile_pictures(self.image_processor, images, self.max_tiles, **kwargs)
@@ -124,8 +145,11 @@ class QMoPProcessor(ProcessorMixin):
             kwargs: as for any processor, such as `padding` and `return_tensors`.
 
         Raises:
-            ValueError: if there are not as many questions as prompts.
+            ValueError: if there are not as many questions as prompts, `visual_tokens` is no count, or a picture is a
+                sliver (see `qmop.pixels.shown`).
         """
+        if visual_tokens is not None:
+            require_count("visual_tokens", visual_tokens)
         prompts = [text] if isinstance(text, str) else list(text or [])
         token = _budget.set(visual_tokens)
         try:
@@ -164,14 +188,19 @@ class QMoPProcessor(ProcessorMixin):
             inputs |= {"language_query_ids": words["input_ids"], "language_query_mask": words["attention_mask"]}
         return inputs
 
+    def _cut(self) -> dict[str, Any]:
+        """How a tokenizer is told to cut a question to what the text tower reads."""
+        own = self.query_tokenizer.model_max_length
+        return {"truncation": True, "max_length": None if self.query_length is None else min(self.query_length, own)}
+
     def _truncated(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        tokens = self.query_tokenizer(list(questions), padding=True, truncation=True, return_tensors="pt")
+        tokens = self.query_tokenizer(list(questions), padding=True, **self._cut(), return_tensors="pt")
         return tokens["input_ids"], tokens["attention_mask"]
 
     def _segmented(self, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Questions in pieces of the tower's length, `(R, G, T)`; absent pieces have a mask of zeros."""
         tokens = self.query_tokenizer(
-            list(questions), padding=True, truncation=True, return_overflowing_tokens=True, return_tensors="pt"
+            list(questions), padding=True, **self._cut(), return_overflowing_tokens=True, return_tensors="pt"
         )
         row = tokens["overflow_to_sample_mapping"]
         piece = torch.arange(len(row)) - torch.searchsorted(row, row)
@@ -204,6 +233,33 @@ class QMoPProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Everything that `__call__` may return."""
         return list(dict.fromkeys([*super().model_input_names, *IMAGE_INPUTS]))
+
+
+def question_length(config: QMoPConfig) -> int | None:
+    """Tokens of a question that a model's text tower reads; None where there is no such tower."""
+    return getattr(config.query_config, "max_position_embeddings", None)
+
+
+def require_count(field: str, value: Any) -> None:
+    """Refuse what is no number of tokens.
+
+    Raises:
+        ValueError: with the field and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{field} is {value!r}: give a whole number of tokens, 1 or more")
+
+
+def _require_questions(folder: Path) -> None:
+    """Refuse a folder without the tokenizer of questions; transformers would take the one beside it instead."""
+    config, place = folder / "config.json", folder / "query_tokenizer"
+    if any((place / name).is_file() for name in VOCABULARIES):
+        return
+    if not config.is_file() or read_object(config).get("query_config") is not None:
+        raise ValueError(
+            f"{folder} lacks query_tokenizer/, the tokenizer of the text tower: copy that folder as well, or save the "
+            "processor there again"
+        )
 
 
 AutoProcessor.register(QMoPConfig, QMoPProcessor, exist_ok=True)

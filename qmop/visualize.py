@@ -35,6 +35,7 @@ from qmop.drawing import (
 )
 from qmop.features import CompressedTokens, Grid, Query, VisualFeatures
 from qmop.fitting import take_image_inputs
+from qmop.pixels import shown
 
 
 def explain(model: Any, processor: Any, image: Image.Image, question: str) -> Image.Image:
@@ -47,8 +48,9 @@ def explain(model: Any, processor: Any, image: Image.Image, question: str) -> Im
         question: what is asked about it.
 
     Raises:
-        ValueError: if the model's projector is none of ours.
+        ValueError: if the model's projector is none of ours, or the picture is a sliver.
     """
+    image = shown(image)
     inputs = _inputs(model, processor, image, question)
     projector, features, query, compressed = _watched(model, inputs)
     compressor = projector.compressor

@@ -156,3 +156,16 @@ def test_a_turn_that_fails_was_not_taken(
         shaken.ask("what is this ?", ["nope.png"])  # type: ignore[list-item]
     assert [turn["role"] for turn in shaken.messages] == ["user", "assistant"]
     assert plain.ask("how many red objects ?", [second]) == shaken.ask("how many red objects ?", [second])
+
+
+def test_pictures_are_read_as_a_viewer_shows_them(
+    model: QMoPForConditionalGeneration, processor: QMoPProcessor
+) -> None:
+    talks = [Conversation(model, processor, **SETTINGS) for _ in range(2)]
+    clear = Image.new("RGBA", (96, 96), (0, 0, 0, 0))
+    for talk, picture in zip(talks, (clear, Image.new("RGB", (96, 96), "white")), strict=True):
+        talk.ask("is it red ?", [picture])
+    assert torch.equal(talks[0]._pixels[0], talks[1]._pixels[0])
+    with pytest.raises(ValueError, match="narrower than 1 : 50"):
+        talks[0].ask("and this ?", [Image.new("RGB", (1, 60))])
+    assert len(talks[0].messages) == 2

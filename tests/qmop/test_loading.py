@@ -208,3 +208,52 @@ def test_the_router_may_read_the_end_token_before_its_projection(
     assert model.model.multi_modal_projector.compressor.router.enter.in_features == 128 + 128
     [told] = answer(model, processor, pictures(1), ["what colour is the circle ?"], max_new_tokens=2)
     assert told.visual_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{broken", r"config\.json is no JSON .*save or copy it again"),
+        ("[]", r"config\.json holds a list, not an object"),
+    ],
+)
+def test_a_broken_configuration_is_named(base: Path, tmp_path: Path, content: str, said: str) -> None:
+    folder = shutil.copytree(base, tmp_path / "broken")
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=said):
+        load(folder)
+
+
+def test_a_checkpoint_without_the_tokenizer_of_questions_is_refused(base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "silent")
+    shutil.rmtree(folder / "query_tokenizer")
+    with pytest.raises(ValueError, match="silent lacks query_tokenizer/, the tokenizer of the text tower: copy"):
+        load(folder)
+    config = tiny_config("average_pool", 36)
+    config.query_config = None
+    saved(folder, QMoPForConditionalGeneration(config))
+    shutil.rmtree(folder / "query_tokenizer")
+    assert load(folder)[1].visual_tokens == 36  # nothing asks
+
+
+def test_questions_are_cut_to_what_the_text_tower_reads(base: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(base, tmp_path / "long")
+    config = folder / "query_tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_max_length": 10**30}))
+    model, processor = load(folder)
+    assert processor.query_tokenizer.model_max_length == 10**30
+    assert model.model.query_encoder is not None
+    for segments, shape in ((1, (1, 77)), (2, (1, 2, 77))):
+        processor.query_segments = segments
+        inputs = processor.query_inputs(["red " * 300])
+        assert inputs["query_input_ids"].shape == shape
+        query = model.model.query_encoder(inputs["query_input_ids"], inputs["query_attention_mask"])
+        assert query.text_BE.isfinite().all()
+
+
+def test_the_text_tower_is_frozen_and_the_rest_is_not(base: Path) -> None:
+    for model in (load(base)[0], derive(base, "qmop", 16)[0]):
+        learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        asking = {name for name, _ in model.named_parameters() if ".query_encoder." in name}
+        assert len(asking) > 10
+        assert learning == {name for name, _ in model.named_parameters()} - asking

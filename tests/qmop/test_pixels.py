@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from qmop.pixels import MAX_ASPECT, is_sliver, to_rgb
+from qmop.pixels import MAX_ASPECT, is_sliver, shown, to_rgb
 
 
 @pytest.mark.parametrize("short", [1, 7, 894])
@@ -68,3 +70,41 @@ def test_a_turned_picture_is_set_upright() -> None:
     seen = to_rgb(image)
     assert seen.size == (1, 2)
     assert [seen.getpixel((0, 0)), seen.getpixel((0, 1))] == [(255, 255, 255), (255, 0, 0)]
+
+
+def turned() -> Image.Image:
+    """A picture that its EXIF turns by a quarter, as a file gives it."""
+    image, buffer = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3)), io.BytesIO()
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(buffer, "PNG", exif=exif)
+    return Image.open(buffer)
+
+
+def test_pictures_are_shown_in_the_lists_in_which_they_came() -> None:
+    deep = Image.fromarray(np.full((2, 4), 40_000, dtype=np.uint16))
+    clear = Image.new("RGBA", (2, 4), (0, 0, 0, 0))
+    pictures = [turned(), [deep, clear]]
+    first, (second, third) = shown(pictures)
+    for told, source in ((first, turned()), (second, deep), (third, clear)):
+        assert told.mode == "RGB"
+        assert np.array_equal(np.asarray(told), np.asarray(to_rgb(source)))
+    assert first.size == (2, 4)
+    assert second.getpixel((0, 0)) == (156, 156, 156)  # 40,000 of 65,535 in 255
+    assert third.getpixel((0, 0)) == (255, 255, 255)
+    assert [once is again for once, again in zip(shown([first, second]), [first, second], strict=True)] == [True] * 2
+
+
+def test_arrays_stay_as_they_are() -> None:
+    array = np.zeros((5, 7, 3), dtype=np.uint8)
+    assert shown([array])[0] is array
+    assert shown(None) is None
+
+
+@pytest.mark.parametrize(
+    "sliver",
+    [Image.new("RGB", (1, 51)), np.zeros((200, 3, 3), dtype=np.uint8), np.zeros((3, 1, 200), dtype=np.uint8)],
+)
+def test_slivers_are_refused_before_anything_is_resized(sliver: object) -> None:
+    with pytest.raises(ValueError, match="narrower than 1 : 50: cut it, or pad it"):
+        shown([[sliver]])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from qmop.processing_qmop import QMoPProcessor
+from qmop.pixels import to_rgb
+from qmop.processing_qmop import QMoPProcessor, question_length
 from qmop.tiny.assemble import tiny_config, tiny_processor
 
 Pictures = Callable[[int], list[Image.Image]]
@@ -202,3 +204,57 @@ def test_without_a_tokenizer_for_questions_the_language_models_stands_in(
     own.save_pretrained(tmp_path)
     again = QMoPProcessor.from_pretrained(tmp_path)
     assert again.query_inputs(["is it red ?"])["query_input_ids"].shape == (1, 4)
+
+
+def test_pictures_are_read_as_a_viewer_shows_them(processor: QMoPProcessor) -> None:
+    draw = np.random.default_rng(0)
+    clear = Image.fromarray(draw.integers(0, 256, (96, 96, 4), dtype=np.uint8), "RGBA")
+    deep = Image.fromarray(draw.integers(0, 2**16, (96, 96)).astype(np.uint16))
+    turned = Image.fromarray(draw.integers(0, 256, (96, 96, 3), dtype=np.uint8))
+    turned.getexif()[0x0112] = 6
+
+    def pixels(*images: Image.Image) -> torch.Tensor:
+        return processor(images=list(images), text="<image>" * len(images), return_tensors="pt")["pixel_values"]
+
+    read = pixels(clear, deep, turned)
+    assert torch.equal(read, pixels(to_rgb(clear), to_rgb(deep), turned.transpose(Image.Transpose.ROTATE_270)))
+    plain = turned.transpose(Image.Transpose.ROTATE_270)
+    assert (read[2] - pixels(plain.transpose(Image.Transpose.ROTATE_90))[0]).abs().max() > 0.5
+
+
+@pytest.mark.parametrize("max_tiles", [None, 4])
+def test_slivers_are_refused(processor: QMoPProcessor, max_tiles: int | None) -> None:
+    own = QMoPProcessor(processor.image_processor, processor.tokenizer, visual_tokens=16, max_tiles=max_tiles)
+    with pytest.raises(ValueError, match="a picture has 1 x 20000 pixels, which is narrower than 1 : 50"):
+        own(images=Image.new("RGB", (1, 20_000)), text="<image>")
+
+
+@pytest.mark.parametrize("wrong", [0, -3, 2.5, True, "4"])
+def test_a_budget_that_is_no_count_is_refused(processor: QMoPProcessor, pictures: Pictures, wrong: Any) -> None:
+    said = f"visual_tokens is {wrong!r}: give a whole number of tokens"
+    with pytest.raises(ValueError, match=said):
+        processor(images=pictures(1), text="<image>", visual_tokens=wrong)
+    with pytest.raises(ValueError, match=said):
+        QMoPProcessor(processor.image_processor, processor.tokenizer, visual_tokens=wrong)
+
+
+def test_a_folder_without_the_tokenizer_of_questions_is_refused(processor: QMoPProcessor, tmp_path: Path) -> None:
+    processor.save_pretrained(tmp_path)
+    tiny_config("qmop", 16).save_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "query_tokenizer")
+    for kind in (QMoPProcessor, AutoProcessor):
+        with pytest.raises(ValueError, match="lacks query_tokenizer/, the tokenizer of the text tower"):
+            kind.from_pretrained(tmp_path)
+
+
+def test_the_text_tower_s_length_is_kept(processor: QMoPProcessor, tmp_path: Path) -> None:
+    config = tiny_config("qmop", 16)
+    assert question_length(config) == 77
+    config.query_config.max_position_embeddings = 12
+    own = QMoPProcessor.for_config(config, processor)
+    own.save_pretrained(tmp_path)
+    for told in (own, QMoPProcessor.from_pretrained(tmp_path)):
+        assert told.query_inputs(["red " * 300])["query_input_ids"].shape == (1, 12)
+    config.query_config = None
+    assert question_length(config) is None
+    assert QMoPProcessor.for_config(config, own).query_length == 12

@@ -22,6 +22,7 @@ from qmop.visualize import (
     resampler_attention,
     window_attention,
 )
+from tests.fixtures.stock_llava import stock_llava, stock_processor
 
 GRID = (2, 3)
 CELL = SIDE // 3
@@ -198,3 +199,13 @@ def test_a_method_inside_the_language_model_shows_what_it_drops_there(
     assert drawn[0].kept_BM is not None
     assert drawn[0].kept_BM.shape == (1, 16)
     assert model.model.multi_modal_projector.compressor.select == select
+
+
+def test_a_picture_is_shown_as_a_viewer_shows_it() -> None:
+    model, processor = stock_llava(), stock_processor()
+    clear = Image.new("RGBA", (96, 96), (0, 0, 0, 0))
+    with compress(model, "average_pool", 16):
+        told = explain(model, processor, clear, QUESTION)
+        assert np.array_equal(np.asarray(told), np.asarray(explain(model, processor, WHITE, QUESTION)))
+        with pytest.raises(ValueError, match="narrower than 1 : 50"):
+            explain(model, processor, Image.new("RGB", (1, 60)), QUESTION)

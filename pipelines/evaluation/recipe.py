@@ -68,7 +68,8 @@ class WatchRecipe:
 
     Attributes:
         poll_s: seconds between two looks.
-        idle_s: end after so many seconds in which nothing was left to do anywhere; watch until told to end when absent.
+        idle_s: end once looks have found for so many seconds that nothing is left to do anywhere; watch until told to
+            end when absent.
         lease_s: seconds of silence after which another scheduler takes over what one has claimed.
     """
 

@@ -71,7 +71,8 @@ class Appearing:
         self._skipped: dict[str, str] = {}
         self._looked, self._changed = 0.0, True
         self._ready: list[Task] = []
-        self._busy = time.monotonic()
+        self._busy = self._quiet = time.monotonic()
+        """When there was something to do for the last time, and when a look found nothing for the last time."""
         self._given: dict[str, set[str]] = {}
         self._failed: dict[str, tuple[float, float]] = {}
         """By unit, how long it rests after its last failure, and until when."""
@@ -97,6 +98,8 @@ class Appearing:
         missing = [unit for unit in self.units() if unit.id not in there and not self._rests(unit)]
         if any(unit.id not in self._failed for unit in missing):  # what never works keeps nobody waiting
             self._busy = now
+        else:
+            self._quiet = now
         return self._claimed(missing, room)
 
     def give_back(self, tasks: list[Task]) -> None:
@@ -151,9 +154,9 @@ class Appearing:
             self._busy = time.monotonic()
 
     def over(self) -> bool:
-        """Whether nothing was left to do anywhere for as long as was asked for."""
+        """Whether nothing was left to do anywhere for as long as was asked for, by looks and not for want of one."""
         idle_s = self._recipe.watching.idle_s
-        return idle_s is not None and not self._given and time.monotonic() - self._busy > idle_s
+        return idle_s is not None and not self._given and self._quiet - self._busy > idle_s
 
     def stopped(self) -> bool:
         """Whether somebody wants an end."""

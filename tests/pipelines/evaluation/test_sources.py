@@ -117,3 +117,58 @@ def test_what_never_works_keeps_nobody_waiting(tmp_path: Path, suite: SuiteManif
             source.settled(task.unit, "it never works")
         assert clock.now < 1000 + 5 * 3600
     assert 2 < tries < 12
+
+
+def test_nobody_is_over_while_another_works_however_seldom_it_looks(
+    tmp_path: Path, suite: SuiteManifest, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(tmp_path / "run", 1)
+    store = str(tmp_path / "store")
+    recipe = EvaluateRecipe(
+        checkpoints=[str(tmp_path / "run")], output=store, watch=True, watching=WatchRecipe(poll_s=5, idle_s=1)
+    )
+
+    def watching() -> Appearing:
+        return Appearing(recipe, suite, Claims(store, 30), Progress(stream=io.StringIO()), lambda: False)
+
+    other, mine = watching(), watching()
+    clock.now += 1
+    [task] = other.more(1)
+    done: set[str] = set()
+    monkeypatch.setattr(sources, "finished_ids", lambda _: done)
+    for _ in range(30):
+        clock.now += 1
+        assert mine.more(1) == []
+        assert not mine.over()
+    done.add(task.unit.id)
+    other.settled(task.unit, None)
+    looked = clock.now
+    while not mine.over():
+        clock.now += 1
+        mine.more(1)
+        assert clock.now <= looked + 5
+
+
+def test_a_storage_that_is_away_does_not_look_like_nothing_to_do(
+    tmp_path: Path, suite: SuiteManifest, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = EvaluateRecipe(
+        checkpoints=[str(tmp_path)],
+        output=str(tmp_path / "store"),
+        watch=True,
+        watching=WatchRecipe(poll_s=1, idle_s=5),
+    )
+    source = Appearing(recipe, suite, Claims(recipe.output, 30), Progress(stream=io.StringIO()), lambda: False)
+
+    def gone(*_: object, **__: object) -> None:
+        raise StorageError("s3://bucket cannot be reached")
+
+    with monkeypatch.context() as away:
+        away.setattr(sources, "discover", gone)
+        for _ in range(20):
+            clock.now += 2
+            assert source.more(2) == []
+            assert not source.over()
+    clock.now += 2
+    source.more(2)
+    assert source.over()

@@ -14,13 +14,14 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.progress import Progress
 from pipelines.evaluation.judge import Done, Judge
+from pipelines.evaluation.pace import Pace
 from pipelines.evaluation.recipe import EvaluateRecipe
 from pipelines.evaluation.suspicion import WorkerError
 from pipelines.evaluation.units import Unit
 from qmop.views import View
 from qmop.vtcbench.suite import SuiteManifest
 
-_WAIT_S, _ATTEMPTS, _MINUTE, _HOUR = 1.0, 3, 60, 3600
+_WAIT_S, _ATTEMPTS = 1.0, 3
 _PAUSES_S = (1.0, 5.0)
 """Between attempts, where a storage may only be away for a moment."""
 
@@ -93,14 +94,13 @@ class Spread:
         """Tasks whose next attempt waits, and until when."""
         self._looked: set[tuple[str, str]] = set()
         self._name = uuid.uuid4().hex
-        self._items, self._began = 0, time.monotonic()
+        self._pace = Pace()
         self.tally = Tally()
 
     def start_workers(self) -> None:
         """Start all workers now and wait until they are there; otherwise they start with the first tasks."""
         self._idle = [self._new_worker() for _ in range(self._recipe.workers)]
         ray.get([worker.__ray_ready__.remote() for worker in self._idle])
-        self._began = time.monotonic()
 
     def run(self) -> Tally:
         """Go on until the source is over."""
@@ -137,6 +137,7 @@ class Spread:
             doubted = self._doubted.get(task.unit.id, ())
             running = worker.run.remote(task.unit, task.fence, tuple(self._source.views()), doubted)
             self._running[running] = (worker, task)
+            self._pace.running(True)
 
     def _next(self, held: str | None) -> Task:
         """A task of the checkpoint that a worker holds, else of one that nobody holds; of pictures nobody looks at."""
@@ -160,6 +161,7 @@ class Spread:
     def _take(self, reference: Any) -> None:
         """What became of a unit."""
         worker, task = self._running.pop(reference)
+        self._pace.running(bool(self._running))
         unit = task.unit
         self._attempts[unit.id] += 1
         try:
@@ -184,7 +186,7 @@ class Spread:
     def _note(self, unit: Unit, done: Done) -> None:
         self._doubted.pop(unit.id, None)
         self._looked.add(_sight(unit))
-        self._items += done.items
+        self._pace.did(done.items)
         self.tally.looked += done.looked
         if done.ours:
             self.tally.done.add(unit.id)
@@ -193,14 +195,14 @@ class Spread:
         self._source.settled(unit, None)
         settled = len(self.tally.done) + self.tally.others + len(self.tally.failed)
         total = settled + len(self._running) + len(self._waiting) + len(self._later)
-        self._progress.update("units", settled, total, f"{unit.name}{self._left()}")
+        self._progress.update("units", settled, total, ", ".join(filter(None, [unit.name, self._left()])))
         if done.poisoned:
             self._progress.say(f"{unit.name}: {done.poisoned} items could not be answered and count as wrong")
 
     def _left(self) -> str:
-        """How long what is known will take at the speed so far."""
-        left = sum(task.unit.shard.count for task in [*self._waiting, *(task for _, task in self._running.values())])
-        return f", about {spoken((time.monotonic() - self._began) / self._items * left)} left" if left else ""
+        """How long what is known will take at the pace so far."""
+        under_way, later = (task for _, task in self._running.values()), (task for _, task in self._later)
+        return self._pace.left(sum(task.unit.shard.count for task in [*self._waiting, *under_way, *later]))
 
     def _fail(self, task: Task, error: RayError) -> None:
         """Do it again, or give it up: what workers or the storage are to blame for deserves another attempt."""
@@ -223,10 +225,3 @@ class Spread:
 def _sight(unit: Unit) -> tuple[str, str]:
     """Whose pictures a unit looks at, and through which kind of tower."""
     return unit.shard.url, "" if unit.candidate.view is None else unit.candidate.view.tower + unit.candidate.view.shown
-
-
-def spoken(seconds: float) -> str:
-    """A stretch of time as people say it."""
-    if seconds < _MINUTE:
-        return f"{seconds:.0f} s"
-    return f"{seconds / _MINUTE:.0f} min" if seconds < _HOUR else f"{seconds / _HOUR:.1f} h"

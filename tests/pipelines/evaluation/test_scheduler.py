@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from cluster.progress import Progress
 from pipelines.evaluation import scheduler
 from pipelines.evaluation.discovery import Candidate
 from pipelines.evaluation.judge import Done
+from pipelines.evaluation.pace import Pace
 from pipelines.evaluation.recipe import EvaluateRecipe
 from pipelines.evaluation.scheduler import Spread, Tally
 from pipelines.evaluation.sources import AtOnce
@@ -41,11 +43,14 @@ class Cluster:
         self.started += 1
         return Worker(self.started, self.run)
 
-    def wait(self, references: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+    def wait(self, references: list[Running], **_: Any) -> tuple[list[Running], list[Running]]:
+        references[0].go_on()
         return references[:1], references[1:]
 
-    def get(self, reference: Callable[[], Done]) -> Done:
-        return reference()
+    def get(self, reference: Running) -> Done:
+        if isinstance(reference.came, RayError):
+            raise reference.came
+        return reference.came
 
     def kill(self, worker: Worker) -> None:
         self.ended.append(worker.number)
@@ -59,11 +64,27 @@ class Worker:
     def run(self) -> Any:
         return self
 
-    def remote(self, unit: Unit, _fence: int, _views: Any, doubted: tuple[str, ...]) -> Callable[[], Done]:
-        return lambda: self._run(self.number, unit.shard.url, doubted)
+    def remote(self, unit: Unit, _fence: int, _views: Any, doubted: tuple[str, ...]) -> Running:
+        return Running(lambda: self._run(self.number, unit.shard.url, doubted))
 
 
-def spread(run: Run, monkeypatch: pytest.MonkeyPatch, shards: int = 2) -> tuple[Tally, Cluster, str]:
+class Running:
+    """A unit at a worker, and what came of it."""
+
+    def __init__(self, run: Callable[[], Done]) -> None:
+        self._run = run
+        self.came: Done | RayError
+
+    def go_on(self) -> None:
+        try:
+            self.came = self._run()
+        except RayError as error:
+            self.came = error
+
+
+def spread(
+    run: Run, monkeypatch: pytest.MonkeyPatch, shards: int = 2, pause_s: float = 0.0
+) -> tuple[Tally, Cluster, str]:
     infos = tuple(ShardInfo(url=f"s{n}", sha256=f"{n}", md5="m", count=10, size=1) for n in range(shards))
     asked = SuiteManifest(
         folder="/suite", digest="d", seed=0, count=20, items_per_shard=10, dimensions={}, probe="", shards=infos
@@ -76,7 +97,7 @@ def spread(run: Run, monkeypatch: pytest.MonkeyPatch, shards: int = 2) -> tuple[
     monkeypatch.setattr(scheduler, "ray", cluster)
     monkeypatch.setattr(scheduler, "Judge", cluster)
     monkeypatch.setattr(scheduler, "_WAIT_S", 0.001)
-    monkeypatch.setattr(scheduler, "_PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(scheduler, "_PAUSES_S", (pause_s, pause_s))
     return Spread(AtOnce(units), asked, recipe, Progress(stream=out)).run(), cluster, out.getvalue()
 
 
@@ -145,3 +166,19 @@ def test_a_mistake_is_no_fault_of_the_worker_and_is_not_tried_again(monkeypatch:
     tally, cluster, _ = spread(run, monkeypatch)
     assert (len(tally.done), cluster.started) == (1, 1)
     assert "upside down" in tally.failed["a on s0"]
+
+
+def test_what_waits_for_another_attempt_counts_among_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls = [1000.0], [0]
+
+    def run(_worker: int, _shard: str, _doubted: tuple[str, ...]) -> Done:
+        calls[0] += 1
+        clock[0] += 60.0
+        if calls[0] == 1:
+            raise raised(OSError("the storage is away"))
+        return Done(10, 0)
+
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(scheduler, "Pace", lambda: Pace(lambda: clock[0]))
+    _, _, told = spread(run, monkeypatch, shards=3, pause_s=100.0)
+    assert "units: 1/3 (33 %)  a on s1, about 4 min left" in told

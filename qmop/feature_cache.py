@@ -1,9 +1,9 @@
 """Pictures seen before: tower features by image, compressed tokens by image, question, method and budget.
 
-For inference only: wherever gradients are recorded, everything is computed. What comes out of the cache is what was
-put in, bit for bit; but since only the missing images of a batch run through the tower, a batch has another size there
-than without a cache, and on most devices the last bits of a matrix product depend on that (differences of 1e-6 in
-single precision).
+For inference only: wherever gradients are recorded or the projector trains, everything is computed. What comes out of
+the cache is what was put in, bit for bit; but since only the missing images of a batch run through the tower, a batch
+has another size there than without a cache, and on most devices the last bits of a matrix product depend on that
+(differences of 1e-6 in single precision).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
@@ -118,15 +118,17 @@ class CachedFeatures:
 
     Args:
         cache: where images are remembered; nothing is without one.
+        projector: what compresses; in training mode it may draw noise, so nothing is remembered then.
     """
 
-    def __init__(self, cache: FeatureCache | None) -> None:
-        self.cache = cache
+    def __init__(self, cache: FeatureCache | None, projector: nn.Module | None = None) -> None:
+        self.cache, self.projector = cache, projector
 
     @property
     def active(self) -> bool:
-        """Whether anything would be remembered: not without a cache, and never while gradients are recorded."""
-        return self.cache is not None and not torch.is_grad_enabled()
+        """Whether anything would be remembered: not without a cache, nor while gradients are recorded or it trains."""
+        training = self.projector is not None and self.projector.training
+        return self.cache is not None and not torch.is_grad_enabled() and not training
 
     def features(
         self,
@@ -144,7 +146,7 @@ class CachedFeatures:
             owner: what else the features depend on: `module_identity` of the tower, layers, what is read.
             digests: of the images, where they are known already.
         """
-        if not self.active:
+        if not self.active or not len(pixels_BCHW):
             return compute(pixels_BCHW)
         keys = [("features", owner, digest) for digest in digests or image_digests(pixels_BCHW)]
         device = pixels_BCHW.device
@@ -166,7 +168,7 @@ class CachedFeatures:
             owner: what else the tokens depend on: the features' owner, connector, method, options and budget.
             device: of the result.
         """
-        if not self.active:
+        if not self.active or not digests:
             return compute(torch.arange(len(digests)))
         return self._batch([("compressed", owner, digest) for digest in digests], compute, device)
 

@@ -41,15 +41,21 @@ def _digest(head: bytes, data: Any) -> bytes:
 
 
 def plain_settings(module: nn.Module) -> tuple[Hashable, ...]:
-    """Numbers, words and switches that a module and its parts hold as attributes: what a user may change on it."""
-    return tuple(
-        (name, type(part), *((field, value) for field, value in vars(part).items() if _is_plain(field, value)))
-        for name, part in module.named_modules()
-    )
+    """What a user may change on a module: numbers, words, switches and tuples of them, in the attributes of its parts.
+
+    Attributes whose names begin with an underscore are the module's own business.
+    """
+    return tuple((name, type(part), *_plain_fields(part)) for name, part in module.named_modules())
 
 
-def _is_plain(field: str, value: object) -> bool:
-    return not field.startswith("_") and (value is None or isinstance(value, int | float | str))
+def _plain_fields(part: nn.Module) -> list[tuple[str, Hashable]]:
+    return [(field, value) for field, value in vars(part).items() if not field.startswith("_") and _is_plain(value)]
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, int | float | str)
 
 
 def module_identity(module: nn.Module) -> tuple[int, int]:

@@ -77,7 +77,7 @@ class ImageFeatures:
             return query
 
         layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
-        remembered = CachedFeatures(self.feature_cache)
+        remembered = CachedFeatures(self.feature_cache, self.multi_modal_projector)
         if not remembered.active or overview_tiles is not None:
             features = self._see(pixels, layer, visual_tokens)
             if overview_tiles is not None and features.summary_BC is not None:

@@ -22,8 +22,9 @@ def space_to_channels(map_BHWC: Tensor, stride: int) -> Tensor:
     transposed; this is its second.)
     """
     batch, height, width, channels = map_BHWC.shape
-    cut = map_BHWC.reshape(batch, height // stride, stride, width // stride, stride, channels)
-    return cut.transpose(2, 3).reshape(batch, -1, stride * stride * channels)
+    down, across = height // stride, width // stride
+    cut = map_BHWC.reshape(batch, down, stride, across, stride, channels)
+    return cut.transpose(2, 3).reshape(batch, down * across, stride * stride * channels)
 
 
 @register

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from qmop.feature_cache import (
@@ -13,6 +15,7 @@ from qmop.feature_cache import (
     FeatureCache,
 )
 from qmop.features import CompressedTokens, VisualFeatures
+from qmop.tiny.assemble import tiny_model, tiny_processor
 
 CPU = torch.device("cpu")
 
@@ -148,6 +151,46 @@ def test_nothing_is_remembered_while_gradients_are_recorded(pixels: Tensor) -> N
     assert tower.seen == 8
     assert cache.counters.entries == 0
     assert not CachedFeatures(None).active
+
+
+@torch.no_grad()
+def test_nothing_is_remembered_while_the_projector_trains(pixels: Tensor) -> None:
+    tower, cache, projector = Tower(), FeatureCache(10_000), torch.nn.Linear(2, 2)
+    cached = CachedFeatures(cache, projector)
+    for _ in range(2):
+        cached.features(pixels, tower, owner="tower")
+    assert (tower.seen, cache.counters.entries) == (8, 0)
+    projector.eval()
+    for _ in range(2):
+        cached.features(pixels, tower, owner="tower")
+    assert (tower.seen, cache.counters.entries) == (12, 4)
+
+
+@torch.no_grad()
+def test_a_model_in_training_mode_draws_anew(pictures: Callable[[int], list[Image.Image]]) -> None:
+    torch.manual_seed(1)
+    model, processor = tiny_model("qmop", 16), tiny_processor(16)
+    model.model.feature_cache = FeatureCache(10**8)
+    texts = ["<user> <image> red ?"]
+    batch = processor(images=pictures(1), text=texts, query=texts, padding=True, return_tensors="pt")
+    seen = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
+    model.train().model.multi_modal_projector.compressor.router.anneal(1.0, 1.0)
+    one, other = (model.get_image_features(**seen).compressed.branch_weights_BS for _ in range(2))
+    assert not torch.equal(one, other)
+    model.eval()
+    one, other = (model.get_image_features(**seen).compressed.branch_weights_BS for _ in range(2))
+    assert torch.equal(one, other)
+    assert model.model.feature_cache.counters.hits == 1
+
+
+@torch.no_grad()
+def test_no_pictures_are_no_matter(pixels: Tensor) -> None:
+    tower, cached = Tower(), CachedFeatures(FeatureCache(10_000))
+    assert cached.features(pixels[:0], tower, owner="tower").patches_BNC.shape == (0, 4, 3)
+    nothing = cached.compressed(
+        [], lambda places: CompressedTokens(tokens_BMC=torch.zeros(len(places), 2, 5)), owner=1, device=CPU
+    )
+    assert nothing.tokens_BMC.shape == (0, 2, 5)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from qmop.compressors.prune import Prune
+from qmop.compressors.recoverable import Recoverable
 from qmop.identities import image_digests, module_identity, plain_settings, query_digests
 
 
@@ -42,6 +43,15 @@ def test_a_module_is_itself_until_its_weights_change() -> None:
     changed = module_identity(module)
     assert changed != first
     assert module_identity(module.half()) not in {first, changed}
+
+
+def test_tuples_of_numbers_are_settings_too() -> None:
+    one, other = (Recoverable(width=16, grid=12, tokens=16, mode="fixed") for _ in range(2))
+    assert plain_settings(one) == plain_settings(other)
+    other.shares = (0.1, 0.1, 0.8)
+    assert plain_settings(one) != plain_settings(other)
+    other.shares = ([0.1], 0.1, 0.8)  # type: ignore[assignment] # what cannot be a key is left out
+    hash(plain_settings(other))
 
 
 def test_settings_are_numbers_words_and_switches_of_every_part() -> None:

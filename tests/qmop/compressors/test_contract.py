@@ -13,13 +13,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from qmop.compressors import build_compressor, list_compressors, projector_spec
-from qmop.features import VisualFeatures
+from qmop.compressors.registry import option_names
+from qmop.features import Query, VisualFeatures
 from qmop.modeling_qmop import QMoPForConditionalGeneration
 from qmop.processing_qmop import QMoPProcessor
 from qmop.tiny.assemble import tiny_model, tiny_processor
 
 Pictures = Callable[[int], list[Image.Image]]
 Model = QMoPForConditionalGeneration
+MakeFeatures = Callable[..., VisualFeatures]
+MakeQuery = Callable[..., Query]
 Models = Callable[[str], tuple[Model, QMoPProcessor]]
 
 DECLARATIONS = list_compressors()
@@ -305,3 +308,17 @@ def test_a_call_with_a_budget_that_is_not_whole_is_refused(
     seen = {name: value for name, value in batch.items() if name not in ("input_ids", "attention_mask")}
     with pytest.raises(ValueError, match=f"tokens is {tokens}, but"):
         model.get_image_features(**seen, visual_tokens=tokens)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_no_pictures_give_no_tokens(make_features: MakeFeatures, make_query: MakeQuery, method: str) -> None:
+    widths = {"text_width": 8, "language_width": 12}
+    options = {name: width for name, width in widths.items() if name in option_names(method)}
+    compressor = build_compressor(method, grid=6, width=16, **options)
+    features = make_features(0, grid=3 if method == "downsample" else 6)
+    for mode in (compressor.eval(), compressor.train()):
+        found = mode(features, make_query(0))
+        shown = 36 if method in WHOLE else 9
+        assert found.tokens_BMC.shape[0] == 0
+        assert found.tokens_BMC.shape[1] == shown or not compressor.declaration.fixed_count
+        assert found.per_image() == []

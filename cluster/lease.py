@@ -3,20 +3,26 @@
 A lease saves work; it proves nothing. Two holders at once (one was stopped for longer than the others' patience, say)
 cost time only, since results are committed with create-if-absent. No clocks are compared: who wants a lease watches
 its file, and takes it over when the file has not changed for so long by the watcher's own clock. Each holder has a
-number, higher than those of all before it, which is written down with what it does.
+number, higher than those of all before it, which is written down with what it does. A file that is damaged is the lease
+of somebody unknown: it is taken over like any other, once it has not changed for so long, and made whole by that.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from cluster.conditional import create_if_absent, read_versioned, replace_if_match
 from cluster.storage import exists
 
 _Clock = Callable[[], float]
+_UNKNOWN = ""
+"""Whoever holds a lease whose file is damaged."""
+_NUMBER = re.compile(rb'"fence"\s*:\s*(\d{1,18})\b')
 
 
 class Lease:
@@ -37,7 +43,7 @@ class Lease:
         self.fence = 0
         """Number of the present or last holding; 0 before the first."""
         self.other: str | None = None
-        """Who held it when it could not be taken."""
+        """Who held it when it could not be taken; empty where its file is damaged and does not say."""
         self.lively = False
         """Whether the other has given a sign of life between two tries."""
 
@@ -54,7 +60,7 @@ class Lease:
         if not exists(self._uri) and create_if_absent(self._uri, _packed(fresh)):
             return self._read_back(fresh)
         data, version = read_versioned(self._uri)
-        state = json.loads(data)
+        state = _unpacked(data)
         if version != self._seen:
             self.lively = self._seen != "" and state["holder"] == self.other
             self._seen, self._since = version, self._clock()
@@ -87,7 +93,7 @@ class Lease:
             data, version = read_versioned(self._uri)
         except FileNotFoundError:
             return False
-        if json.loads(data) != state:
+        if _unpacked(data) != state:
             return False
         self._state, self._version, self.fence = state, version, state["fence"]
         return True
@@ -95,3 +101,18 @@ class Lease:
 
 def _packed(state: dict[str, Any]) -> bytes:
     return json.dumps(state, sort_keys=True).encode()
+
+
+def _unpacked(data: bytes) -> dict[str, Any]:
+    """What a file says; a damaged one says that somebody unknown holds the lease, under the number that is legible."""
+    state: Any = None
+    with suppress(ValueError):
+        state = json.loads(data)
+    if (
+        isinstance(state, dict)
+        and isinstance(state.get("fence"), int)
+        and isinstance(state.get("holder", 0), str | None)
+    ):
+        return state
+    number = _NUMBER.search(data)
+    return {"fence": int(number[1]) if number else 0, "holder": _UNKNOWN, "beat": 0}

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from cluster.lease import Lease
 from cluster.storage import read_bytes, remove
 
@@ -76,3 +78,33 @@ def test_a_sign_of_life_between_two_tries_is_seen(tmp_path: Path) -> None:
     assert one.renew()
     assert not other.take()
     assert other.lively
+
+
+@pytest.mark.parametrize(
+    ("damaged", "fence"),
+    [
+        (b"", 1),
+        (b"{", 1),
+        (b"[]", 1),
+        (b"\xff\xfe", 1),
+        (b'{"beat": 4, "fence": 7, "hol', 8),
+        (b'{"beat": 4, "fence": "7", "holder": 3}', 1),
+    ],
+)
+def test_a_damaged_lease_is_taken_over_after_the_usual_time_and_is_whole_again(
+    tmp_path: Path, damaged: bytes, fence: int
+) -> None:
+    file, clock = tmp_path / "lease.json", Clock()
+    holder, other = Lease(str(file), "holder", 30.0, clock), Lease(str(file), "other", 30.0, clock)
+    assert holder.take()
+    file.write_bytes(damaged)
+    assert not holder.renew()
+    assert not other.take(lambda name: name == "holder")
+    assert other.other == ""
+    clock.now += 30.0
+    assert other.take()
+    assert json.loads(file.read_bytes()) == {"fence": fence, "holder": "other", "beat": 0}
+    assert not holder.take()
+    assert holder.other == "other"
+    other.release()
+    assert holder.take()

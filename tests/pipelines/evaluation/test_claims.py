@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from pipelines.evaluation.claims import Claims
@@ -18,3 +19,17 @@ def test_claims_are_kept_alive_and_given_back_at_the_end(tmp_path: Path) -> None
         assert others.take("work") == 2
         assert ours.take("more") == 1
     assert json.loads((tmp_path / "leases" / "more.json").read_bytes())["holder"] is None
+
+
+def test_a_damaged_lease_costs_a_claim_and_no_more(tmp_path: Path) -> None:
+    with Claims(str(tmp_path), 0.06) as ours:
+        assert ours.take("work") == 1
+        assert ours.take("more") == 1
+        (tmp_path / "leases" / "work.json").write_bytes(b"{")
+        deadline = time.monotonic() + 5.0
+        while ours.holds("work"):
+            assert time.monotonic() < deadline
+        before = json.loads((tmp_path / "leases" / "more.json").read_bytes())["beat"]
+        while json.loads((tmp_path / "leases" / "more.json").read_bytes())["beat"] < before + 2:
+            assert time.monotonic() < deadline
+        assert ours.holds("more")

@@ -208,11 +208,21 @@ class CompressedModel(PictureModel):
 
 
 def load_stock(folder: str | Path, dtype: torch.dtype | None) -> tuple[Any, Any]:
-    """A stock model and its processor, in evaluation mode; safetensors only."""
+    """A stock model and its processor, in evaluation mode; safetensors only, and off this machine alone.
+
+    Raises:
+        FileNotFoundError: if the folder is missing or holds no model.
+        ValueError: if it holds one of ours.
+    """
     from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: PLC0415 - seconds, and not to list
 
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype or "auto", use_safetensors=True)
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    from qmop.loading import model_family  # noqa: PLC0415 - as above
+
+    if model_family(Path(folder)) == "qmop":
+        raise ValueError(f"{folder} holds a qmop model, not a stock LLaVA: choose the harness's model qmop for it")
+    options = {"dtype": dtype or "auto", "use_safetensors": True, "local_files_only": True}
+    model = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    return model.eval(), AutoProcessor.from_pretrained(folder, local_files_only=True)
 
 
 def as_fields(text: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from qmop.answering import answer
 model, processor = QMoPForConditionalGeneration.from_pretrained("{name}"), QMoPProcessor.from_pretrained("{name}")
 print(answer(model, processor, [Image.open("photo.png")], ["What colour is the car?"], max_new_tokens=64)[0].text)
 ```
+
+transformers' own `AutoModelForImageTextToText` and `AutoProcessor` load it too, after `import qmop.modeling_qmop`.
 """
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForImageTextToText, LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaModel, LlavaModelOutputWithPast, LlavaPreTrainedModel
 
+import qmop.processing_qmop  # noqa: F401 - for who loads a model by transformers' Auto classes wants its processor too
 from qmop.compressors import projector_spec
 from qmop.compressors.base import Compressor
 from qmop.configuration_qmop import QMoPConfig

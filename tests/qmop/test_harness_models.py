@@ -267,3 +267,13 @@ def test_losses_of_a_compressed_model_do_not_depend_on_the_batch(
 def test_options_that_are_no_object_are_refused(stock: Path, options: str) -> None:
     with pytest.raises(ValueError, match=r"options is .*: give a JSON object of the method's fields"):
         CompressedModel(pretrained=str(stock), device="cpu", compressor="visionzip", options=options)
+
+
+def test_what_is_no_folder_of_a_stock_model_is_named_without_a_look_at_the_network(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    for missing in ("models/llava-1.5-7b-hf", tmp_path):
+        with pytest.raises(FileNotFoundError, match=f"{missing} holds no model: expected a folder with config.json"):
+            CompressedModel(pretrained=str(missing), device="cpu")
+    with pytest.raises(ValueError, match="holds a qmop model, not a stock LLaVA: choose the harness's model qmop"):
+        CompressedModel(pretrained=str(checkpoint), device="cpu")

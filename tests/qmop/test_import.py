@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,26 @@ print(sorted(qmop.list_compressors()))
 import qmop.loading, qmop.answering, qmop.tiny.assemble
 """
     assert python(code) == str(sorted(qmop.list_compressors()))
+
+
+@pytest.mark.timeout(300)
+def test_the_models_module_makes_every_auto_class_know_us() -> None:
+    weights = Path(qmop.__file__).parent / "tiny" / "weights"
+    code = f"""
+import qmop.modeling_qmop
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+for kind in (AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor):
+    print(type(kind.from_pretrained({str(weights)!r}, local_files_only=True)).__name__)
+"""
+    names = ["QMoPConfig", "QMoPModel", "QMoPForConditionalGeneration", "QMoPProcessor"]
+    assert python(code).splitlines() == names
+
+
+def test_annotations_are_offered_to_type_checkers() -> None:
+    package = Path(qmop.__file__).parent
+    assert (package / "py.typed").is_file()
+    shipped = tomllib.loads((package.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert "py.typed" in shipped["*"]
 
 
 def test_every_public_name_can_be_imported() -> None:

@@ -87,7 +87,7 @@ class Compressor(nn.Module, ABC):
 
     @classmethod
     def default_tokens(cls, grid: int) -> int:
-        """The budget where none is named: stride 2 or the next one that divides the grid, so 144 of 576."""
+        """The budget where none is named: stride 2 or the next one that divides the grid; 144 of 576, 81 of 729."""
         return max(side for side in range(1, max(2, grid // 2 + 1)) if grid % side == 0) ** 2
 
     @abstractmethod

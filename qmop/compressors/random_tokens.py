@@ -16,7 +16,11 @@ from qmop.features import CompressedTokens, Query, VisualFeatures
 
 @lru_cache(maxsize=256)
 def random_places(seed: int, grid: int, tokens: int) -> tuple[int, ...]:
-    """`tokens` different patches of a `grid` x `grid` map, ascending; the same for the same three numbers."""
+    """`tokens` different patches of a `grid` x `grid` map, ascending; the same for the same three numbers.
+
+    That holds for one release of numpy, which may change how its generators permute: what must be repeated years
+    later should keep the places (`kept_BM`), not the seed.
+    """
     order = np.random.default_rng([seed, grid, tokens]).permutation(grid * grid)
     return tuple(sorted(order[:tokens].tolist()))
 

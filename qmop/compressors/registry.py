@@ -94,7 +94,9 @@ def build_compressor(
         name: a name of `list_compressors()`.
         grid: side of the patch grid.
         width: C, the vision width.
-        tokens: M, the budget; the method's default when absent: a quarter of the patches, every patch for `mlp`.
+        tokens: M, the budget; when absent every patch for `mlp`, and for other methods what stride 2 leaves, or the
+            next one that divides the grid: a quarter of an even grid, but 81 of 27 x 27 patches and a single one of
+            a prime grid such as 37 x 37, where a budget should be named.
         options: the method's own fields.
 
     Raises:

@@ -66,3 +66,8 @@ def test_works_in_a_model(through_model: ThroughModel) -> None:
     assert kept.kept_BM.tolist() == [list(random_places(3, 12, 16))] * 2
     assert kept.tokens_BMC.shape == (2, 16, 160)
     assert logits.isfinite().all()
+
+
+def test_the_recorded_places_are_drawn_again() -> None:
+    """Published rows rest on these draws; they change only with numpy's permutations."""
+    assert random_places(0, 12, 4) == (4, 98, 121, 140)

@@ -8,7 +8,7 @@ import pytest
 import qmop.compressors
 from qmop.compressors.base import Compressor
 from qmop.compressors.mixture import Mixture
-from qmop.compressors.registry import build_compressor, list_compressors, method_class
+from qmop.compressors.registry import build_compressor, default_budget, list_compressors, method_class
 
 
 def test_the_methods_of_the_folder_are_listed_by_name() -> None:
@@ -80,3 +80,9 @@ def test_a_budget_that_the_grid_cannot_fill_is_refused(tokens: int) -> None:
 
 def test_methods_are_compressors() -> None:
     assert all(issubclass(method_class(name), Compressor) for name in list_compressors())
+
+
+@pytest.mark.parametrize(("grid", "tokens"), [(24, 144), (12, 36), (27, 81), (37, 1), (2, 1), (1, 1)])
+def test_the_default_budget_is_that_of_the_next_stride_that_divides_the_grid(grid: int, tokens: int) -> None:
+    assert build_compressor("prune", grid=grid, width=16).tokens == default_budget("prune", grid) == tokens
+    assert default_budget("mlp", grid) == grid * grid

@@ -42,3 +42,9 @@ def tell(result: EvaluateResult, progress: Progress) -> None:
         progress.say(f"failed: {unit}: {error}")
     for item, reason in result.poisoned.items():
         progress.say(f"could not be answered, counts as wrong: {item}: {reason}")
+    if result.cut:
+        whose = ", ".join(f"{count} of {label}" for label, count in result.cut.items())
+        progress.say(
+            f"{sum(result.cut.values())} of {len(result.records)} answers had not come to an end at the longest length "
+            f"and may be cut ({whose}): allow more with --max_new_tokens"
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,28 +27,42 @@ class Told:
         answer: absent if there is none.
         why: there is none.
         seconds: its share of the batch's time.
+        cut: whether it ended at the longest answer's length, and not by itself.
     """
 
     answer: Answer | None
     why: str = ""
     seconds: float = 0.0
+    cut: bool = False
 
 
-@dataclass
 class _Watch:
-    """Rows whose logits were not finite at some step."""
+    """What is seen of each row while it is generated.
 
-    rows: torch.Tensor | None = field(default=None)
+    Args:
+        ends: tokens that end an answer; empty if nothing does.
+    """
+
+    def __init__(self, ends: Sequence[int]) -> None:
+        self.bad: torch.Tensor | None = None
+        """Rows whose logits were not finite at some step, `(B,)`."""
+        self.ended: torch.Tensor | None = None
+        """Rows that chose to end at some step, `(B,)`; answers are greedy."""
+        self._ends = torch.tensor(list(ends))
 
     def __call__(self, model: Any, args: Any, output: Any) -> None:
         del model, args
-        bad = ~torch.isfinite(output.logits[:, -1]).all(dim=-1)
-        self.rows = bad if self.rows is None else self.rows | bad
+        logits = output.logits[:, -1]
+        bad = ~torch.isfinite(logits).all(dim=-1)
+        ended = torch.isin(logits.argmax(dim=-1), self._ends.to(logits.device))
+        self.bad = bad if self.bad is None else self.bad | bad
+        self.ended = ended if self.ended is None else self.ended | ended
 
 
 @contextmanager
 def _watched(model: Any) -> Iterator[_Watch]:
-    watch = _Watch()
+    ends = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    watch = _Watch([] if ends is None else [ends] if isinstance(ends, int) else ends)
     hook = model.register_forward_hook(watch)
     try:
         yield watch
@@ -115,10 +129,11 @@ def _asked(model: Any, processor: Any, batch: Sequence[RenderedItem], max_new_to
     questions = [rendered.item.question for rendered in batch]
     with _watched(model) as watch:
         answers = answer(model, processor, pictures, questions, max_new_tokens=max_new_tokens)
-    bad = [False] * len(answers) if watch.rows is None else watch.rows.tolist()
+    if watch.bad is None or watch.ended is None:
+        return [Told(answer=one) for one in answers]
     return [
-        Told(answer=None, why=NOT_FINITE) if wrong else Told(answer=one)
-        for one, wrong in zip(answers, bad, strict=True)
+        Told(answer=None, why=NOT_FINITE) if bad else Told(answer=one, cut=not ended)
+        for one, bad, ended in zip(answers, watch.bad.tolist(), watch.ended.tolist(), strict=True)
     ]
 
 

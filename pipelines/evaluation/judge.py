@@ -101,7 +101,8 @@ class Judge:
                 f"none of {len(items)} items could be answered ({next(iter(poisoned.values()))}); nothing is recorded"
             )
         records = [_record(unit, rendered, told[rendered.item.key]) for rendered in items]
-        ours = commit(unit, self.store, records, poisoned=poisoned, fence=fence, by=self.by)
+        cut = sum(one.cut for one in told.values())
+        ours = commit(unit, self.store, records, poisoned=poisoned, cut=cut, fence=fence, by=self.by)
         ours = ours or was_by(unit, self.store, self.by)
         looked = 0 if loaded.tower is None else loaded.tower.passed - before
         return Done(len(items), len(poisoned), looked, ours, suspicion.worn)

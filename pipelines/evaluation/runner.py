@@ -39,6 +39,7 @@ class EvaluateResult:
         units: ids of the units that the store now holds.
         poisoned: items that could not be answered and count as wrong, with the reason.
         looked: pictures that went through a vision tower that is shared.
+        cut: by label, how many answers ended at the longest answer's length.
     """
 
     records: tuple[Record, ...]
@@ -50,6 +51,7 @@ class EvaluateResult:
     units: tuple[str, ...]
     poisoned: dict[str, str] = field(default_factory=dict)
     looked: int = 0
+    cut: dict[str, int] = field(default_factory=dict)
 
 
 def evaluate(recipe: EvaluateRecipe, progress: Progress) -> EvaluateResult:
@@ -125,6 +127,7 @@ def _result(units: list[Unit], suite: SuiteManifest, recipe: EvaluateRecipe, tal
         units=kept,
         poisoned=found.poisoned,
         looked=tally.looked,
+        cut=found.cut,
     )
 
 

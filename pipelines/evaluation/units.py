@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -80,10 +81,12 @@ class Result:
     Attributes:
         records: in the order of the units.
         poisoned: items that could not be answered and count as wrong, as `LABEL: KEY`, with the reason.
+        cut: by label, how many answers ended at the longest answer's length; labels without any are left out.
     """
 
     records: tuple[Record, ...]
     poisoned: dict[str, str]
+    cut: dict[str, int] = field(default_factory=dict)
 
 
 def plan_units(candidates: Sequence[Candidate], suite: SuiteManifest, generation: Generation) -> list[Unit]:
@@ -113,6 +116,7 @@ def commit(
     records: list[Record],
     *,
     poisoned: Mapping[str, str] | None = None,
+    cut: int = 0,
     fence: int = 0,
     by: str = "",
 ) -> bool:
@@ -123,6 +127,7 @@ def commit(
         store: results store.
         records: one for each item of the shard.
         poisoned: keys of items that could not be answered, with the reason.
+        cut: answers that ended at the longest answer's length; written down if there are any.
         fence: number of the claim under which it was done; 0 without one. It is written down and decides nothing.
         by: a name that no other evaluation has, for `was_by`.
     """
@@ -133,6 +138,7 @@ def commit(
         "fence": fence,
         "by": by,
         "versions": library_versions(),
+        **({"cut": cut} if cut else {}),
     }
     table, told = to_table(records), json.dumps(facts, sort_keys=True)
     table = table.replace_schema_metadata({FACTS: told, _SEAL: _seal(table, told.encode())})
@@ -181,6 +187,7 @@ def results_of(ids: Iterable[str], store: str) -> Result:
     return Result(
         records=tuple(record for part in parts for record in part.records),
         poisoned={key: reason for part in parts for key, reason in part.poisoned.items()},
+        cut=dict(sum((Counter(part.cut) for part in parts), Counter())),
     )
 
 
@@ -200,7 +207,8 @@ def _read(name: str, store: str) -> Result:
             raise ValueError("its content is not what was written")
         facts = _facts(table.schema)
         poisoned = {f"{facts['label']}: {key}": why for key, why in facts.get("poisoned", {}).items()}
-        return Result(records=tuple(from_table(table)), poisoned=poisoned)
+        cut = {facts["label"]: facts["cut"]} if facts.get("cut") else {}
+        return Result(records=tuple(from_table(table)), poisoned=poisoned, cut=cut)
 
 
 @contextmanager

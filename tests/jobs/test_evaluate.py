@@ -30,3 +30,10 @@ def test_what_was_replaced_in_the_report_is_said(tmp_path: Path, monkeypatch: py
     told = said(RESULT, tmp_path, monkeypatch, replaced=("a", "b"))
     assert "the report now shows this evaluation of a, b, and not an earlier one" in told
     assert "the report now shows" not in said(replace(RESULT, reused=1), tmp_path, monkeypatch)
+
+
+def test_answers_that_were_cut_are_counted_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = said(replace(RESULT, cut={"a": 3, "b": 2}), tmp_path, monkeypatch)
+    assert "5 of 0 answers had not come to an end" in told
+    assert "(3 of a, 2 of b): allow more with --max_new_tokens" in told
+    assert "max_new_tokens" not in said(RESULT, tmp_path, monkeypatch)

@@ -153,6 +153,24 @@ def test_what_cannot_be_read_or_computed_counts_as_wrong_and_is_listed(
     assert all(record.score == 0.0 for record in result.records if record.key in reasons)
 
 
+@pytest.mark.parametrize("batch", [12, 5])
+def test_answers_that_ended_at_the_limit_are_counted(
+    asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path, batch: int
+) -> None:
+    alone = sitting(tmp_path, asked, batch=batch)
+    cut: dict[int, int] = {}
+    for longest in (1, 3, 40):
+        (unit, _) = plan_units(candidates[:1], asked, Generation(max_new_tokens=longest))
+        alone.run(unit)
+        tokenizer = alone.loaded.processor.tokenizer
+        result = results_of([unit.id], str(tmp_path))
+        cut[longest] = result.cut.get(candidates[0].label, 0)
+        assert cut[longest] == facts_of(unit.id, str(tmp_path)).get("cut", 0)
+        lengths = [len(tokenizer(one.prediction, add_special_tokens=False)["input_ids"]) for one in result.records]
+        assert cut[longest] == sum(length >= longest for length in lengths)
+    assert 12 > cut[1] > cut[40] == 0
+
+
 def test_nothing_is_recorded_where_nothing_can_be_answered(
     asked: SuiteManifest, candidates: tuple[Candidate, ...], tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.evaluation.discovery import Candidate
-from pipelines.evaluation.units import Generation, Unit, commit, finished, records_of_ids, results_of
+from pipelines.evaluation.units import Generation, Unit, commit, facts_of, finished, records_of_ids, results_of
 from qmop.vtcbench.records import judge
 from qmop.vtcbench.rendered import suite
 from qmop.vtcbench.suite import ShardInfo
@@ -64,3 +64,12 @@ def test_a_damaged_file_is_named_or_says_what_it_said(tmp_path: Path) -> None:
         unharmed += found == told
     assert refused + unharmed == 400
     assert refused > 200
+
+
+def test_answers_that_were_cut_are_summed_by_label(tmp_path: Path) -> None:
+    second = replace(UNIT, shard=replace(UNIT.shard, sha256="t"))
+    other = replace(UNIT, candidate=replace(UNIT.candidate, label="b"))
+    for unit, cut in ((UNIT, 2), (second, 3), (other, 0)):
+        commit(unit, str(tmp_path), records("yes"), cut=cut)
+    assert results_of([UNIT.id, second.id, other.id], str(tmp_path)).cut == {"a": 5}
+    assert "cut" not in facts_of(other.id, str(tmp_path))

@@ -15,13 +15,11 @@ from qmop.compressors.base import Declaration
 from qmop.compressors.projector import Projector
 from qmop.continuing import require_pictures, require_whole_prefill
 from qmop.fitting import IMAGE_INPUTS, fit_pass, generate_fitted, take_image_inputs
-from qmop.image_features import ImageOutput
+from qmop.image_arguments import STOCK_IMAGE_INPUTS, one_layer, require_known
+from qmop.image_features import KNOWN, ImageOutput
 from qmop.image_side import ImageSide, Pictures, Questions
 from qmop.in_llm import Reducer, attach_reducer, forward_reduced
 from qmop.reduced_pass import Once
-
-STOCK_IMAGE_INPUTS = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
-"""What stock `get_image_features` takes beside the pixels."""
 
 _STOCK = inspect.signature(LlavaForConditionalGeneration.forward)
 _ORDER = [name for name in list(_STOCK.parameters)[1:] if name != "kwargs"]
@@ -189,18 +187,19 @@ class Compression:
         """Encode and compress images; see `QMoPModel.get_image_features`.
 
         Raises:
-            ValueError: if the method reads a question and there is none, or it is not known whose it is.
+            ValueError: if the method reads a question and there is none, or it is not known whose it is; if an argument
+                is not known, or the layer is none of the vision tower's.
         """
         del vision_feature_select_strategy  # methods read patches; the class token only where they declare it
-        if kwargs.get("image_sizes") is not None:
-            raise ValueError(
-                "image_sizes are given, but the pictures of a compressed model have one size: leave them out"
-            )
+        require_known(kwargs, KNOWN)
         config, tower = self.model.config, self._images.tower
         pictures = Pictures(
             pixels_BCHW=pixel_values.to(tower.device, tower.dtype),
             questions=self._questions(query_input_ids, query_attention_mask, image_rows, len(pixel_values)),
-            layer=one_layer(config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer),
+            layer=one_layer(
+                config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer,
+                config.vision_config.num_hidden_layers,
+            ),
             tokens=visual_tokens,
         )
         compressed = self._images(pictures)
@@ -241,14 +240,3 @@ class Compression:
     def _most(self) -> int:
         """Placeholders per image that the stock processor writes: one for each patch."""
         return self.projector.compressor.grid**2
-
-
-def one_layer(layer: Any) -> int:
-    """The layer that patches are taken from.
-
-    Raises:
-        ValueError: if there are several.
-    """
-    if not isinstance(layer, int):
-        raise ValueError(f"vision_feature_layer is {layer}, but methods compress the patches of one layer: name one")
-    return layer

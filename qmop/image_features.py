@@ -14,7 +14,12 @@ from qmop.compressors.projector import Projector
 from qmop.encoders import QueryEncoder, visual_features
 from qmop.feature_cache import CachedFeatures, FeatureCache
 from qmop.features import CompressedTokens, Query, VisualFeatures
+from qmop.fitting import IMAGE_INPUTS
 from qmop.identities import image_digests, module_identity, plain_settings, query_digests
+from qmop.image_arguments import STOCK_IMAGE_INPUTS, one_layer, require_known, require_layers
+
+KNOWN = frozenset({*IMAGE_INPUTS, *STOCK_IMAGE_INPUTS, "return_dict"})
+"""Arguments of `get_image_features`, ours and stock LLaVA's."""
 
 
 @dataclass
@@ -49,7 +54,7 @@ class ImageFeatures:
         language_query_mask: Tensor | None = None,
         overview_tiles: Tensor | None = None,
         vision_feature_layer: int | None = None,
-        **_: Any,
+        **others: Any,
     ) -> ImageOutput:
         """Encode and compress images.
 
@@ -63,10 +68,18 @@ class ImageFeatures:
             language_query_mask: `(R, T)`.
             overview_tiles: `(B,)`, for each tile the place in the batch of its picture's overview.
             vision_feature_layer: another layer than the configured one.
+            others: of stock LLaVA's arguments `vision_feature_select_strategy`, which plays no part here.
 
         Raises:
-            ValueError: if a text-guided method gets no question, or images and questions cannot be matched.
+            ValueError: if a text-guided method gets no question, images and questions cannot be matched, an argument
+                is not known, or a layer is none of the vision tower's.
         """
+        require_known(others, KNOWN)
+        if others.get("return_dict") is False:
+            raise ValueError("return_dict is False, but what was kept of the images is handed on by name: leave it out")
+        config, layers = self.config, self.config.vision_config.num_hidden_layers
+        layer = one_layer(config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer, layers)
+        require_layers(config.importance_layer, config.feature_levels, layers)
         pixels = pixel_values.to(self.dtype)
 
         def asked() -> Query | None:
@@ -76,7 +89,6 @@ class ImageFeatures:
                 query.language_BD = states if image_rows is None else states[image_rows]
             return query
 
-        layer = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
         remembered = CachedFeatures(self.feature_cache, self.multi_modal_projector)
         if not remembered.active or overview_tiles is not None:
             features = self._see(pixels, layer, visual_tokens)

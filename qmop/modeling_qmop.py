@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from qmop.configuration_qmop import QMoPConfig
 from qmop.continuing import mark_shorter, require_pictures, require_whole_prefill
 from qmop.encoders import QueryEncoder
 from qmop.fitting import IMAGE_INPUTS, fit_pass, generate_fitted
+from qmop.image_arguments import STOCK_IMAGE_INPUTS
 from qmop.image_features import ImageFeatures, ImageOutput
 from qmop.in_llm import PASS, attach_reducer, forward_reduced
 from qmop.reduced_pass import Once
@@ -74,7 +76,7 @@ class QMoPModel(ImageFeatures, QMoPPreTrainedModel, LlavaModel):
         States are those of the rows that the language model reads: without the placeholders that no token fills, and
         without what a method inside the language model drops.
         """
-        asked = {name: kwargs.pop(name) for name in IMAGE_INPUTS[1:] if name in kwargs}
+        asked = {name: kwargs.pop(name) for name in (*IMAGE_INPUTS[1:], *STOCK_IMAGE_INPUTS) if name in kwargs}
         images = dict(mm_encoder_outputs or {})
         if pixel_values is not None:
             images["image"] = self.get_image_features(pixel_values, **asked)
@@ -140,8 +142,10 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
             ValueError: if the placeholders do not suit the pictures.
         """
         images = dict(mm_encoder_outputs or {})
+        stock = {name: kwargs.pop(name) for name in STOCK_IMAGE_INPUTS if name in kwargs}
         if pixel_values is not None:
             asked = {
+                **stock,
                 "query_input_ids": query_input_ids,
                 "query_attention_mask": query_attention_mask,
                 "image_rows": image_rows,
@@ -179,8 +183,9 @@ class QMoPForConditionalGeneration(QMoPPreTrainedModel, LlavaForConditionalGener
         elif kwargs.get("pixel_values") is None and not kwargs.get("mm_encoder_outputs"):
             ids = kwargs.get("input_ids", inputs)
             require_pictures(self.config, ids, kwargs.get("past_key_values"), always=False)
-        most = self.model.multi_modal_projector.token_count()
-        return generate_fitted(super().generate, self.get_image_features, self, inputs, kwargs, most=most)
+        stock = {name: kwargs.pop(name) for name in STOCK_IMAGE_INPUTS if name in kwargs}
+        encode, most = partial(self.get_image_features, **stock), self.model.multi_modal_projector.token_count()
+        return generate_fitted(super().generate, encode, self, inputs, kwargs, most=most)
 
 
 AutoModel.register(QMoPConfig, QMoPModel, exist_ok=True)

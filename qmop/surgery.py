@@ -9,13 +9,14 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from qmop.attachment import Compression, compression_of, one_layer
+from qmop.attachment import Compression, compression_of
 from qmop.compressors.base import ASKS, Declaration
 from qmop.compressors.projector import Projector, text_width
 from qmop.compressors.registry import build_compressor, method_class, option_names
 from qmop.encoders import QueryEncoder, reader_of
 from qmop.encoders.selections import require_every_patch
 from qmop.feature_cache import CachedFeatures, FeatureCache
+from qmop.image_arguments import one_layer
 from qmop.image_side import ImageSide
 from qmop.text_encoder import load_query_encoder
 
@@ -79,7 +80,7 @@ def _check_model(model: Any) -> None:
         )
     if (attached := compression_of(model)) is not None:
         raise ValueError(f"the model has {attached.declaration.name} attached already: detach that first")
-    one_layer(model.config.vision_feature_layer)
+    one_layer(model.config.vision_feature_layer, model.config.vision_config.num_hidden_layers)
     require_every_patch(model.config, "the model")
 
 

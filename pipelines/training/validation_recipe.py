@@ -17,7 +17,7 @@ class ValidationRecipe:
     """Exports judged on a rendered suite of VTCBench, beside the training.
 
     Attributes:
-        every: judge every so-manieth export of a stage, and its last; with 0 none is judged.
+        every: judge every N-th export of a stage, N being this value, and the last; with 0 none is judged.
         suite: the suite to draw. Who picks a checkpoint by a suite reports on one of another seed, so this seed is not
             that of an evaluation.
         metric: what the best is the best in: micro or macro accuracy, or that of one dimension.

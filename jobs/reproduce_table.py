@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmop.vtcbench.summary import mean_retention
+from qmop.vtcbench.statistics import mean_retention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from qmop.vtcbench import harness_utils, scorers
+from qmop.vtcbench.grouping import by_level
 from qmop.vtcbench.items import DIMENSIONS, UNLABELLED
 from qmop.vtcbench.lmms_eval import GROUP
 from qmop.vtcbench.rendered import RenderedItem
 from qmop.vtcbench.shards import picture_kind
-from qmop.vtcbench.summary import by_level
 
 TEMPLATE = f"_{GROUP}_template_yaml"
 """Without an ending, so that lmms-eval takes it for no task."""

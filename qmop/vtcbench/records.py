@@ -163,10 +163,5 @@ def read_parquet(source: bytes | str | Path) -> list[Record]:
     return from_table(table)
 
 
-def write_parquet(path: str | Path, records: Sequence[Record]) -> None:
-    """Write records to a local file; use `to_parquet_bytes` where the write must be atomic."""
-    Path(path).write_bytes(to_parquet_bytes(records))
-
-
 def _as_tuple(weights: list[float] | None) -> tuple[float, ...] | None:
     return None if weights is None else tuple(weights)

@@ -10,12 +10,14 @@ from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.lmms_eval import lmms_eval_files
 from qmop.vtcbench.report_html import Sample, pick_samples, to_html, with_drawings, worth_showing
 from qmop.vtcbench.report_tables import (
+    ABOUT_SOURCES,
     asides,
     brief,
     interval,
     level_table,
     pair_table,
     router_table,
+    source_table,
     table,
     task_table,
     unanswered_table,
@@ -55,6 +57,8 @@ def to_markdown(report: Report) -> str:
         parts += ["Items that could not be answered, and count as wrong:", unanswered_table(report.rows)]
     if len(report.levels) > 1:
         parts += ["Accuracy by level:", level_table(report)]
+    if report.sources:
+        parts += [f"Accuracy by source in %. {ABOUT_SOURCES}", source_table(report)]
     parts += ["Accuracy by task family in %:", task_table(report)]
     if any(row.router for row in report.rows):
         parts += ["Routers:", router_table(report.rows)]

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from qmop.vtcbench import panels, plots
 from qmop.vtcbench.items import DIMENSIONS
 from qmop.vtcbench.records import Record
-from qmop.vtcbench.report_tables import asides, named
+from qmop.vtcbench.report_tables import ABOUT_SOURCES, asides, named
 from qmop.vtcbench.report_types import Report, standing, verdict
 from qmop.vtcbench.routing import BRANCH_NAMES, names_of
 from qmop.vtcbench.shards import picture_kind
@@ -119,6 +119,8 @@ def to_html(report: Report, samples: Sequence[Sample] = ()) -> str:
         standing={row.label: standing(row, report) for row in report.rows},
         asides=asides,
         named=named,
+        about_sources=ABOUT_SOURCES,
+        mme=any(row.mme for row in report.rows),
         pairs=[(pair, verdict(pair.comparison)) for pair in report.pairs],
         figures=_figures(report),
         costed=any(row.cost for row in report.rows),

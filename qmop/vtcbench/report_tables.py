@@ -8,6 +8,12 @@ from itertools import islice
 from qmop.vtcbench.report_types import Pair, Report, Row, verdict
 from qmop.vtcbench.statistics import Estimate
 
+ABOUT_SOURCES = (
+    "Mean retention is the mean over sources of accuracy by the reference's, on the items that both have; the paper "
+    "averages its tables so, but over whole benchmarks and with MME's score of perception. MME's own score is per "
+    "category accuracy plus the share of pictures with both questions right, up to 200, over pictures of which the "
+    "suite holds both questions."
+)
 _NAMED = 3
 """Items that a cell names; the JSON has all."""
 _LONGEST_REASON = 120
@@ -75,6 +81,22 @@ def task_table(report: Report) -> str:
         for name, family in report.tasks.items()
     ]
     return table(["task", "dimension", "n", "chance", *(row.label for row in report.rows)], body)
+
+
+def source_table(report: Report) -> str:
+    """Accuracy by source of a natural suite, mean retention over the sources, and MME's own score."""
+    scored = any(row.mme for row in report.rows)
+    head = ["row", *(f"{name} (n={count})" for name, count in report.sources.items()), "mean retention"]
+    head += ["MME perception", "MME cognition"] if scored else []
+    body = []
+    for row in report.rows:
+        kept = "-" if row.mean_retention is None else f"{100 * row.mean_retention:.1f}"
+        own = (
+            (row.mme.perception, row.mme.best_perception, row.mme.cognition, row.mme.best_cognition) if row.mme else ()
+        )
+        sums = [f"{got:.1f} of {best}" if best else "-" for got, best in (own[:2], own[2:])] if own else ["-", "-"]
+        body.append([row.label, *(brief(row.sources.get(name)) for name in report.sources), kept, *sums * scored])
+    return table(head, body)
 
 
 def unanswered_table(rows: Sequence[Row]) -> str:

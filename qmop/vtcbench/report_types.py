@@ -11,6 +11,7 @@ from qmop.vtcbench.statistics import Comparison, Estimate
 if TYPE_CHECKING:  # both bring torch along, which a report does without
     from qmop.cost import Cost
     from qmop.profiler import Profile
+    from qmop.vtcbench.natural.mme_score import MMEScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,13 @@ class Row:
     levels: Mapping[str, Estimate]
     """Accuracy on core, hard and held-out items apart; empty where the report has one level alone."""
     tasks: Mapping[str, Estimate]
+    sources: Mapping[str, Estimate]
+    """By source of a natural suite; empty for other suites."""
+    mean_retention: float | None
+    """The mean over sources of accuracy by the reference's on the items that both have, the average of the paper's
+    Tables 1 and 2; None without sources or reference."""
+    mme: MMEScore | None
+    """MME's own score, where the suite holds items of MME."""
     unparsable: int
     unanswered: Mapping[str, str]
     """Keys of items that could not be answered at all, with the reason; they count as wrong."""
@@ -119,6 +127,8 @@ class Report:
     """Accuracy of a uniform guess per dimension, for `micro`, and where there are dimensions for `macro`."""
     tasks: Mapping[str, TaskFamily]
     """In the order of the dimensions."""
+    sources: Mapping[str, int]
+    """Items per source of a natural suite over all rows together."""
     counts: Mapping[str, int]
     """Items per dimension over all rows together; items without a dimension count in the micro average alone."""
     levels: Mapping[str, int]

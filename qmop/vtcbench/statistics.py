@@ -6,7 +6,7 @@ that occur (right or wrong, or the few values of a soft score), so 10,000 resamp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -152,15 +152,17 @@ def compare(
     )
 
 
-def micro_average(accuracies: Sequence[float], counts: Sequence[int]) -> float:
-    """Mean of group accuracies weighted by their items, the paper's Avg.
+def mean_retention(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:
+    """The average of the paper's Tables 1 and 2: the mean over benchmarks of score by uncompressed score, in per cent.
 
     Raises:
-        ValueError: if the two differ in length, or there are no items.
+        ValueError: if the two are not of the same benchmarks, there are none, or an uncompressed score is 0.
     """
-    if len(accuracies) != len(counts) or sum(counts) <= 0:
-        raise ValueError(f"{len(accuracies)} accuracies and {len(counts)} counts do not make a micro average")
-    return float(np.average(accuracies, weights=counts))
+    if set(scores) != set(reference) or not scores:
+        raise ValueError(f"scores are of {sorted(scores)}, the reference's of {sorted(reference)}: give the same ones")
+    if nothing := [name for name in sorted(reference) if not reference[name]]:
+        raise ValueError(f"the reference's score of {', '.join(nothing)} is 0, so nothing can be retained of it")
+    return 100.0 * float(np.mean([scores[name] / reference[name] for name in scores]))
 
 
 def _column(scores: ArrayLike) -> NDArray[np.float64]:

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import platform
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from qmop.vtcbench.curves import difficulty_curves
-from qmop.vtcbench.items import DIMENSIONS
+from qmop.vtcbench.grouping import by_dimension, by_level, chance_of, families, mean_by, scores_by
+from qmop.vtcbench.natural.by_source import mme_of, retention_over_sources, source_of
 from qmop.vtcbench.records import RIGHT, Record
-from qmop.vtcbench.report_types import Pair, Report, Row, TaskFamily
+from qmop.vtcbench.report_types import Pair, Report, Row
 from qmop.vtcbench.routing import BRANCH_NAMES, mean_weights, router_use
 from qmop.vtcbench.statistics import RESAMPLES, Comparison, Estimate, accuracy, compare, macro_accuracy
 
 if TYPE_CHECKING:
     from qmop.cost import Cost
     from qmop.profiler import Profile
-
-LEVELS = ("core", "hard", "held_out")
-"""In the order in which they are told."""
-
-T = TypeVar("T")
 
 Answers = dict[str, Record]
 """The records of one label by item key."""
@@ -87,11 +83,12 @@ def summarise(
     return Report(
         rows=rows,
         pairs=tuple(maker.pairs([row for row in rows if row.label not in {reference, blind, floor}])),
-        chance=_chance(items.values()),
-        tasks=_families(items.values()),
-        counts=_ordered(Counter(record.dimension for record in items.values())),
+        chance=chance_of(items.values()),
+        tasks=families(items.values()),
+        sources=dict(Counter(name for record in items.values() if (name := source_of(record)))),
+        counts=by_dimension(Counter(record.dimension for record in items.values())),
         levels=levels,
-        level_chance=by_level(_mean_by((record.level, record.chance) for record in items.values())),
+        level_chance=by_level(mean_by((record.level, record.chance) for record in items.values())),
         curves=difficulty_curves(
             (record for answers in labels.values() for record in answers.values()), seed=seed, resamples=resamples
         ),
@@ -130,8 +127,8 @@ class _RowMaker:
     def row(self, label: str) -> Row:
         """Everything that the report says about one label."""
         records = list(self._labels[label].values())
-        groups = _ordered(_scores_by((record.dimension, record.score) for record in records))
-        levels = _scores_by((record.level, record.score) for record in records) if len(self._levels) > 1 else {}
+        groups = by_dimension(scores_by((record.dimension, record.score) for record in records))
+        levels = scores_by((record.level, record.score) for record in records) if len(self._levels) > 1 else {}
         tokens = [record.visual_tokens for record in records]
         against = self._compare(self._reference, label)
         gain = self._compare(self._blind, label)
@@ -148,8 +145,17 @@ class _RowMaker:
             levels={name: self._accuracy(scores) for name, scores in by_level(levels).items()},
             tasks={
                 name: self._accuracy(scores)
-                for name, scores in _scores_by((record.task, record.score) for record in records).items()
+                for name, scores in scores_by((record.task, record.score) for record in records).items()
             },
+            sources={
+                name: self._accuracy(scores)
+                for name, scores in scores_by((source_of(record), record.score) for record in records).items()
+                if name
+            },
+            mean_retention=retention_over_sources(self._labels.get(self._reference, {}), self._labels[label])
+            if label != self._reference
+            else None,
+            mme=mme_of(records),
             unparsable=sum(not record.parsable for record in records),
             unanswered={},
             missing=self._items - len(records),
@@ -241,64 +247,6 @@ def require_second_run(records: Iterable[Record], reference: str, floor: str) ->
             f"floor is {floor!r}, {second.method} of {second.budget} tokens, but {reference!r} is {first.method} of "
             f"{first.budget}: {way_out}"
         )
-
-
-def _families(records: Iterable[Record]) -> dict[str, TaskFamily]:
-    """Task families by name, those of the first dimension first."""
-    codes = list(DIMENSIONS)
-    groups: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
-        groups[record.task].append(record)
-    families = {
-        task: TaskFamily(
-            dimensions=tuple(code for code in codes if any(record.dimension == code for record in members)),
-            n=len(members),
-            chance=float(np.mean([record.chance for record in members])),
-        )
-        for task, members in groups.items()
-    }
-    return dict(
-        sorted(families.items(), key=lambda pair: [codes.index(code) for code in pair[1].dimensions] or [len(codes)])
-    )
-
-
-def _scores_by(pairs: Iterable[tuple[str, float]]) -> dict[str, list[float]]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for name, value in pairs:
-        groups[name].append(value)
-    return dict(groups)
-
-
-def _mean_by(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
-    return {name: float(np.mean(values)) for name, values in _scores_by(pairs).items()}
-
-
-def _ordered(groups: Mapping[str, T]) -> dict[str, T]:
-    """The dimensions in the order of the paper's tables."""
-    return {code: groups[code] for code in DIMENSIONS if code in groups}
-
-
-def mean_retention(scores: Mapping[str, float], reference: Mapping[str, float]) -> float:
-    """The average of the paper's Tables 1 and 2: the mean over benchmarks of score by uncompressed score, in per cent.
-
-    Raises:
-        ValueError: if the two are not of the same benchmarks, or there are none.
-    """
-    if set(scores) != set(reference) or not scores:
-        raise ValueError(f"scores are of {sorted(scores)}, the reference's of {sorted(reference)}: give the same ones")
-    return 100.0 * float(np.mean([scores[name] / reference[name] for name in scores]))
-
-
-def by_level(groups: Mapping[str, T]) -> dict[str, T]:
-    """Core first, then hard, then held-out, then what else there is."""
-    return {name: groups[name] for name in (*LEVELS, *sorted(set(groups) - set(LEVELS))) if name in groups}
-
-
-def _chance(records: Iterable[Record]) -> dict[str, float]:
-    pairs = [(record.dimension, record.chance) for record in records]
-    means = _ordered(_mean_by(pairs))
-    macro = {"macro": float(np.mean(list(means.values())))} if means else {}
-    return {**means, "micro": float(np.mean([chance for _, chance in pairs])), **macro}
 
 
 def _versions() -> dict[str, str]:

@@ -19,7 +19,7 @@ from jobs.reproduce import ReproduceRecipe
 from jobs.reproduce_downloads import Archive, fetch_all
 from jobs.reproduce_table import COLUMNS, PRINTED, VANILLA, printed, read_scores, table
 from pipelines.training.trainer import TrainResult
-from qmop.vtcbench.summary import mean_retention
+from qmop.vtcbench.statistics import mean_retention
 
 
 def results(folder: Path, row: dict[str, float]) -> None:

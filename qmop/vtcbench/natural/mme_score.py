@@ -10,6 +10,8 @@ from qmop.vtcbench.natural.mme import COGNITION, PERCEPTION, SOURCE
 from qmop.vtcbench.records import Record
 
 _PAIR = 2
+_BEST = 200
+"""Of a category."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,21 +22,25 @@ class MMEScore:
         categories: 0 to 200 each, of the categories with at least one whole pair.
         pairs: pictures with both questions, by category.
         incomplete: pictures of which one question alone was asked; they count nowhere.
+        perception: sum over the perception categories; 2000 at best where all ten are there.
+        cognition: sum over the cognition categories; 800 at best where all four are there.
     """
 
     categories: dict[str, float]
     pairs: dict[str, int]
     incomplete: int
+    perception: float
+    cognition: float
 
     @property
-    def perception(self) -> float:
-        """Sum over the perception categories; 2000 at best where all ten are there."""
-        return sum(score for name, score in self.categories.items() if name in PERCEPTION)
+    def best_perception(self) -> int:
+        """What `perception` would be of a model without fault, on the categories that are there."""
+        return _BEST * len(self.categories.keys() & set(PERCEPTION))
 
     @property
-    def cognition(self) -> float:
-        """Sum over the cognition categories; 800 at best where all four are there."""
-        return sum(score for name, score in self.categories.items() if name in COGNITION)
+    def best_cognition(self) -> int:
+        """What `cognition` would be of a model without fault, on the categories that are there."""
+        return _BEST * len(self.categories.keys() & set(COGNITION))
 
 
 def mme_score(records: Iterable[Record]) -> MMEScore:
@@ -47,7 +53,7 @@ def mme_score(records: Iterable[Record]) -> MMEScore:
     for record in records:
         source, _, category = record.task.partition("/")
         if source == SOURCE:
-            picture = record.key.rpartition("_")[0]
+            picture = record.key.rpartition("_")[0] or record.key  # a long id's digest does not tell the picture
             pictures[category][picture].append(record.score)
             if len(pictures[category][picture]) > _PAIR:
                 raise ValueError(f"{picture} has more than two records: give the records of one label alone")
@@ -55,8 +61,11 @@ def mme_score(records: Iterable[Record]) -> MMEScore:
         category: [scores for scores in groups.values() if len(scores) == _PAIR]
         for category, groups in sorted(pictures.items())
     }
+    scores = {category: _score(pairs) for category, pairs in whole.items() if pairs}
     return MMEScore(
-        categories={category: _score(pairs) for category, pairs in whole.items() if pairs},
+        categories=scores,
+        perception=sum(score for name, score in scores.items() if name in PERCEPTION),
+        cognition=sum(score for name, score in scores.items() if name in COGNITION),
         pairs={category: len(pairs) for category, pairs in whole.items()},
         incomplete=sum(len(groups) for groups in pictures.values()) - sum(map(len, whole.values())),
     )

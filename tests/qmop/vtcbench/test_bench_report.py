@@ -88,6 +88,17 @@ def test_what_was_unreadable_or_not_answered_is_told(evaluation: list[Record]) -
     assert "not answered" not in to_markdown(summarise(odd, resamples=100))
 
 
+def test_sources_stand_apart_in_a_natural_suite(evaluation: list[Record], report: Report) -> None:
+    natural = [replace(record, task="gqa" if i % 2 else "textvqa") for i, record in enumerate(evaluation)]
+    found = summarise(natural, resamples=50)
+    text = to_markdown(found)
+
+    assert "| row | textvqa (n=20) | gqa (n=20) | mean retention |" in text
+    assert f"| {100 * found.rows[1].mean_retention:.1f} |" in text  # type: ignore[operator]
+    assert json.loads(to_json(found))["sources"] == {"gqa": 20, "textvqa": 20}
+    assert "mean retention" not in to_markdown(report)
+
+
 def test_levels_stand_apart_where_there_are_several(evaluation: list[Record], report: Report) -> None:
     levelled = [replace(record, level="hard" if i % 4 else "core") for i, record in enumerate(evaluation)]
     parts = to_markdown(summarise(levelled, resamples=100)).split("\n\n")

@@ -151,6 +151,24 @@ def test_task_families_have_a_table_with_their_chance(report: Report) -> None:
     assert f"place SC n = 2 11.1 {100 * row.value:.1f} {low:.1f}\u2013{high:.1f}" in words
 
 
+def test_sources_have_a_table_with_mean_retention_and_mme(report: Report, evaluation: list[Record]) -> None:
+    tasks = ["gqa", "mme/OCR", "mme/code_reasoning"]
+    places = [i % 40 for i in range(len(evaluation))]
+    natural = [
+        replace(record, task=tasks[i % 3], key=f"{tasks[i % 3]}-{i // 6}_{i}")
+        for record, i in zip(evaluation, places, strict=True)
+    ]
+    found = summarise(natural, resamples=50)
+    shown, plain = (" ".join(" ".join(_Page(to_html(one)).words).split()) for one in (found, report))
+    row = found.rows[1]
+
+    assert "Accuracy by source" in shown
+    assert row.mme is not None
+    assert f"{100 * row.mean_retention:.1f} {row.mme.perception:.1f} of 200" in shown  # type: ignore[operator]
+    assert "Accuracy by source" not in plain
+    assert "MME" not in plain
+
+
 def test_items_that_could_not_be_answered_are_listed(report: Report, evaluation: list[Record]) -> None:
     why = {f"key-{i}": f"reason <{i}>" for i in range(5)}
     odd = summarise(evaluation, resamples=100, unanswered={"qmop@16": why})

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from qmop.vtcbench.records import Record
-from qmop.vtcbench.report_tables import asides, named, table, task_table, unanswered_table
+from qmop.vtcbench.report_tables import asides, named, source_table, table, task_table, unanswered_table
 from qmop.vtcbench.summary import summarise
 
 
@@ -34,6 +34,23 @@ def test_a_long_reason_is_cut(evaluation: list[Record]) -> None:
     assert named({"k": "two\nlines"}) == "k (two lines)"
     row = replace(summarise(evaluation, resamples=50).rows[0], unanswered={"k": "x" * 300})
     assert unanswered_table([row]).splitlines()[-1] == f"| uncompressed | 1 | k ({'x' * 120} ...) |"
+
+
+def test_sources_have_accuracy_mean_retention_and_mme_s_own_score(evaluation: list[Record]) -> None:
+    tasks = ["mme/OCR", "mme/OCR", "gqa", "gqa"]
+    records = [
+        replace(record, key=f"{task}-p_{i % 2}", task=task, score=score)
+        for label, scores in (("uncompressed", (1.0, 1.0, 1.0, 1.0)), ("qmop@16", (1.0, 0.0, 1.0, 1.0)))
+        for i, (task, score) in enumerate(zip(tasks, scores, strict=True))
+        for record in [next(one for one in evaluation if one.label == label)]
+    ]
+
+    assert source_table(summarise(records, resamples=50)).splitlines() == [
+        "| row | mme (n=2) | gqa (n=2) | mean retention | MME perception | MME cognition |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| uncompressed | 100.0 | 100.0 | - | 200.0 of 200 | - |",
+        "| qmop@16 | 50.0 | 100.0 | 75.0 | 50.0 of 200 | - |",
+    ]
 
 
 def test_families_have_chance_count_and_a_column_per_row(evaluation: list[Record]) -> None:

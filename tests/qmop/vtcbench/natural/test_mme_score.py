@@ -53,6 +53,18 @@ def test_half_pairs_count_nowhere_and_are_told() -> None:
     assert (found.pairs, found.incomplete) == ({"OCR": 1, "count": 0}, 2)
 
 
+def test_the_best_that_can_be_had_is_of_the_categories_that_are_there() -> None:
+    found = mme_score([*answered("OCR", "a", ("yes", "no")), *answered("count", "c", ("no",))])
+
+    assert (found.best_perception, found.best_cognition) == (200, 0)
+
+
+def test_long_ids_whose_key_is_a_digest_make_no_pairs() -> None:
+    found = mme_score([one for name in "abc" for one in answered("OCR", name * 300, ("yes", "no"))])
+
+    assert (found.categories, found.incomplete) == ({}, 6)
+
+
 def test_other_sources_are_passed_over_and_two_labels_refused() -> None:
     pair = answered("OCR", "a", ("yes", "no"))
 

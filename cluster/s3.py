@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import pyarrow.fs as pafs
 
+from cluster.failures import RefusedError, StorageError
+
 if TYPE_CHECKING:
     import s3fs
 
@@ -31,10 +33,6 @@ _OUTRUN = {"PreconditionFailed", "ConditionalRequestConflict", "NoSuchKey", "412
 
 _reached: set[str] = set()
 _reached_lock = threading.Lock()
-
-
-class StorageError(OSError, ValueError):
-    """A storage that cannot be reached or refuses us; the message is one sentence for the user."""
 
 
 def endpoint() -> str | None:
@@ -172,7 +170,8 @@ def explained(uri: str) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: if the object, prefix or bucket does not exist.
-        StorageError: if credentials are missing or refused, or the endpoint went away, perhaps in mid-sentence.
+        RefusedError: if credentials are missing or refused.
+        StorageError: if the endpoint went away, perhaps in mid-sentence.
     """
     import aiohttp  # noqa: PLC0415
     from botocore.exceptions import BotoCoreError, NoCredentialsError  # noqa: PLC0415
@@ -182,11 +181,11 @@ def explained(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{uri} does not exist (no such object, prefix or bucket).") from error
     except NoCredentialsError as error:
-        raise StorageError(
+        raise RefusedError(
             f"{uri} needs credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or AWS_PROFILE."
         ) from error
     except PermissionError as error:
-        raise StorageError(f"{uri} refuses us ({error}): check the AWS credentials and the bucket's policy.") from error
+        raise RefusedError(f"{uri} refuses us ({error}): check the AWS credentials and the bucket's policy.") from error
     except BotoCoreError as error:
         where = endpoint() or "Amazon S3"
         _forget(where)

@@ -18,7 +18,7 @@ from typing import BinaryIO
 import pyarrow.fs as pafs
 
 from cluster import local, s3
-from cluster.s3 import StorageError
+from cluster.failures import StorageError
 from cluster.uris import explained, is_s3, join, key_of
 
 __all__ = [

@@ -9,8 +9,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cluster import s3
-from cluster.s3 import StorageError
+from cluster.failures import RefusedError, StorageError
 
+_REFUSALS = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.\-]*):")
 
 
@@ -58,4 +59,5 @@ def explained(uri: str | Path) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        raise StorageError(f"{uri} cannot be used: {error.strerror or error}.") from error
+        kind = RefusedError if isinstance(error, _REFUSALS) else StorageError
+        raise kind(f"{uri} cannot be used: {error.strerror or error}.") from error

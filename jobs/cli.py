@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from cluster.failures import JobFailedError
+from cluster.failures import JobFailedError, RefusedError, StorageError
 
 JOBS = {
     "prepare": "turn pictures and texts into validated shards",
@@ -27,6 +28,11 @@ JOBS = {
     "quickstart": "all of it at tiny size, from nothing to a served model",
 }
 FAILED, MISTAKE, INTERRUPTED = 1, 2, 130
+_PASSING = {
+    *(errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EBUSY, errno.EAGAIN),
+    *(errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENETUNREACH, errno.EHOSTUNREACH),
+}
+"""What a machine says of its state and not of what it was asked for."""
 OURS = ("cluster", "jobs", "pipelines", "qmop")
 
 
@@ -50,7 +56,12 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point; exits with 0, 1 (failed), 2 (a mistake), 3 (below what was asked for) or 130 (interrupted)."""
+    """Entry point; exits with 0, 1 (failed), 2 (a mistake), 3 (below what was asked for) or 130 (interrupted).
+
+    A scheduler may try again after 1, and not after 2. A storage or service that is out of reach counts as 1 even where
+    its address is wrong, which looks the same from here; credentials that are missing or refused, places that do not
+    exist and a Ray cluster at whose address nobody answers count as 2.
+    """
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -76,7 +87,8 @@ def run(argv: list[str]) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         if traceback or _not_the_users(error):
             raise
-        return _complain(_missing(name, error) if isinstance(error, ModuleNotFoundError) else str(error))
+        sentence = _missing(name, error) if isinstance(error, ModuleNotFoundError) else str(error)
+        return _complain(sentence, FAILED if _may_pass(error) else MISTAKE)
 
 
 def _run_job(name: str, rest: list[str]) -> int:
@@ -95,6 +107,13 @@ def _not_the_users(error: Exception) -> bool:
     if type(error).__module__.startswith("ray."):
         return True
     return isinstance(error, ModuleNotFoundError) and (not error.name or error.name.partition(".")[0] in OURS)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same command may get through later, with nothing changed."""
+    if isinstance(error, StorageError):
+        return not isinstance(error, RefusedError)
+    return isinstance(error, TimeoutError | ConnectionError) or getattr(error, "errno", None) in _PASSING
 
 
 def _missing(name: str, error: ModuleNotFoundError) -> str:

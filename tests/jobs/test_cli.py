@@ -1,10 +1,13 @@
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from cluster.failures import JobFailedError
+from cluster.capacity import ClusterBusyError
+from cluster.failures import JobFailedError, RefusedError, StorageError
+from cluster.ports import free_port
 from jobs import cli
 
 
@@ -97,6 +100,44 @@ def test_a_job_that_fails_says_why_in_one_sentence(
     assert capsys.readouterr().err == "qmop: train stopped: rank 2 ran out of memory (--traceback shows where)\n"
     with pytest.raises(JobFailedError):
         cli.run(["train", "--traceback"])
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (StorageError("s3://b/run cannot be reached at http://x."), cli.FAILED),
+        (RefusedError("s3://b/run refuses us (403): check the AWS credentials."), cli.MISTAKE),
+        (ClusterBusyError("training found no room in 25 s."), cli.FAILED),
+        (TimeoutError("The model did not answer its warm-up question."), cli.FAILED),
+        (ConnectionResetError(104, "Connection reset by peer"), cli.FAILED),
+        (OSError(errno.ENOSPC, "No space left on device"), cli.FAILED),
+        (OSError(errno.EIO, "We encountered an internal error"), cli.FAILED),
+        (FileNotFoundError("corpora/mine/manifest.json does not exist."), cli.MISTAKE),
+        (PermissionError(errno.EACCES, "Permission denied"), cli.MISTAKE),
+        (OSError(errno.ENAMETOOLONG, "File name too long"), cli.MISTAKE),
+        (OSError("x is no model identifier"), cli.MISTAKE),
+        (ValueError("tokens is 17: choose 16"), cli.MISTAKE),
+    ],
+)
+def test_the_exit_code_says_whether_to_try_again(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run_job", fail)
+    assert cli.run(["train"]) == code
+    assert capsys.readouterr().err == f"qmop: {error}\n"
+
+
+def test_a_store_that_does_not_answer_is_no_mistake_and_one_that_refuses_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    assert cli.run(["prepare", "verify", "--corpus", "s3://bucket/corpus"]) == cli.FAILED
+    assert "does not answer" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert cli.run(["prepare", "verify", "--corpus", str(tmp_path / "file")]) == cli.MISTAKE
 
 
 def test_a_module_that_a_worker_lacks_is_not_told_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ class LoneJudge:
         Raises:
             TimeoutError: if it takes too long; units that were done are kept.
             CancelledError: if it was cancelled.
-            RayError: if the process failed.
+            RayError: if the process failed, or the third in a row was not fit to answer.
             ValueError: if the checkpoint is damaged.
             FileNotFoundError: if there is none.
         """

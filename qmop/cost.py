@@ -111,7 +111,7 @@ def _named(config: QMoPConfig, device: str) -> Projector:
     """The projector that a configuration names, with every branch running."""
     with torch.device(device):
         projector = projector_spec(config).build().eval()
-    if isinstance(projector.compressor, Mixture):
+    if isinstance(projector.compressor, Mixture) and projector.compressor.select != "equal":  # there all run already
         projector.compressor.select = "all"
     return projector
 

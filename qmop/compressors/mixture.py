@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from qmop.compressors.base import Compressor, Declaration, budget, one_of
+from qmop.compressors.base import Compressor, Declaration, Reads, budget, one_of
 from qmop.compressors.registry import build_compressor, check_options, option_names, register
 from qmop.compressors.router import Router, Select, select_branches
 from qmop.compressors.values import finite, whole
@@ -29,6 +30,8 @@ class Mixture(Compressor):
     """Stage 1 shows the tokens of all branches side by side; stage 2 and inference their weighted sum.
 
     What the paper leaves open, or says twice, is a field; the defaults are the reading that fits its figures best.
+    Where neither the router nor pruning reads the question (`select="equal"` or a router whose `inputs` leave it out,
+    and `lam=1` in the pruning branch), none is declared: no text tower is needed then.
 
     Args:
         width: C.
@@ -103,10 +106,23 @@ class Mixture(Compressor):
             }
         )
         self.router = Router(image_width=width, text_width=text_width, branches=len(BRANCHES), **router)
+        self.text_width = text_width
+        reads = self._reads()
+        self.declaration = replace(self.declaration, reads=reads, text_guided="query" in reads)
         self.merge = None
         if stage == ALIGN and align_concat == "channels":
             self.merge = nn.Linear(len(BRANCHES) * width, width)
             self.initialise()
+
+    def _reads(self) -> frozenset[Reads]:
+        """What the router reads, and every branch."""
+        reads: set[Reads] = {"summary"}
+        if self.select != "equal" and self.router.inputs in ("both", "text"):
+            reads.add("query")
+        for branch in self.branches.values():
+            assert isinstance(branch, Compressor)
+            reads |= branch.declaration.reads
+        return frozenset(reads)
 
     def branch_defaults(self, name: str) -> dict[str, Any]:
         """Fields of a branch that the user may still change."""
@@ -135,7 +151,7 @@ class Mixture(Compressor):
             only the chosen branches count.
 
         Raises:
-            ValueError: if the router runs without a question, or alignment by channels was set after building.
+            ValueError: if a question is read and missing, or alignment by channels was set after building.
         """
         count = self.budget(tokens)
         if self.stage == ALIGN:
@@ -144,9 +160,9 @@ class Mixture(Compressor):
                     f"tokens is {count}, but stage {ALIGN} shows every branch at {self.tokens}: leave it out"
                 )
             return self._align(features, query)
-        if query is None:
+        if query is None and "query" in self._reads():
             raise ValueError(
-                f"query is missing, but {self.declaration.name} weights its branches by the question: "
+                f"query is missing, but {self.declaration.name} weights its branches or prunes by the question: "
                 "pass query= to the processor"
             )
         weights_BS = self._weights(features, query)
@@ -156,10 +172,12 @@ class Mixture(Compressor):
         run = self._dense if self.execution == "dense" else self._sparse
         return run(features, query, chosen_BS, count)
 
-    def _weights(self, features: VisualFeatures, query: Query) -> Tensor:
+    def _weights(self, features: VisualFeatures, query: Query | None) -> Tensor:
         summary_BC = features.need("summary_BC")
         if self.select == "equal":
             return summary_BC.new_full((len(summary_BC), len(BRANCHES)), 1 / len(BRANCHES))
+        if query is None:  # the router does not read it
+            return self.router(summary_BC, summary_BC.new_zeros(len(summary_BC), self.text_width))
         return self.router(summary_BC, query.text_BE if self.text_feature == "projected" else query.need("eos_BC"))
 
     def budget(self, tokens: int | None) -> int:
@@ -185,13 +203,15 @@ class Mixture(Compressor):
         merged: Tensor = self.merge(channels)
         return merged
 
-    def _dense(self, features: VisualFeatures, query: Query, weights_BS: Tensor, count: int) -> CompressedTokens:
+    def _dense(self, features: VisualFeatures, query: Query | None, weights_BS: Tensor, count: int) -> CompressedTokens:
         outputs = [branch(features, query, tokens=count) for branch in self.branches.values()]
         stacked_BSMC = torch.stack([output.tokens_BMC for output in outputs], dim=1)
         fused = torch.einsum("bs,bsmc->bmc", weights_BS.to(stacked_BSMC.dtype), stacked_BSMC)
         return CompressedTokens(tokens_BMC=fused, branch_weights_BS=weights_BS, kept_BM=outputs[-1].kept_BM)
 
-    def _sparse(self, features: VisualFeatures, query: Query, weights_BS: Tensor, count: int) -> CompressedTokens:
+    def _sparse(
+        self, features: VisualFeatures, query: Query | None, weights_BS: Tensor, count: int
+    ) -> CompressedTokens:
         patches = features.patches_BNC
         fused = patches.new_zeros(len(patches), count, self.width)
         # The one wait for the device: which images run which branch. A weight that is no number counts, so that it is
@@ -201,8 +221,9 @@ class Mixture(Compressor):
             rows = chosen[:, place].nonzero().squeeze(1).to(patches.device)
             if not len(rows):
                 continue
-            some = len(rows) < len(patches)
-            taken = (features.rows(rows), query.rows(rows)) if some else (features, query)
+            taken = (features, query)
+            if len(rows) < len(patches):
+                taken = (features.rows(rows), None if query is None else query.rows(rows))
             weight = weights_BS[rows, place].to(patches.dtype)[:, None, None]
             fused = fused.index_add(0, rows, weight * branch(*taken, tokens=count).tokens_BMC)
         return CompressedTokens(tokens_BMC=fused, branch_weights_BS=weights_BS)

@@ -93,6 +93,15 @@ def test_a_mixture_that_is_passed_is_counted_as_it_chooses() -> None:
     assert most - counts["resampler"] == pytest.approx(2 * 144 * 128**2 + 16 * 128**2 + attention, abs=3 * fused)
 
 
+def test_plain_fusion_counts_neither_router_nor_a_question_that_nobody_reads() -> None:
+    routed, plain = (cost_of(tiny_config("qmop", tokens=16, **options)) for options in ({}, {"select": "equal"}))
+    assert routed.projector - plain.projector == (128 + 128) * 512 + 512 * 3
+    assert plain.question == routed.question > 0  # pruning reads it
+    deaf = cost_of(tiny_config("qmop", tokens=16, select="equal", branches={"prune": {"lam": 1.0}}))
+    assert deaf.question == 0
+    assert deaf.reading < plain.reading  # no patch is mapped into text space
+
+
 def test_a_stock_configuration_counts_as_uncompressed() -> None:
     ours = tiny_config()
     stock = LlavaConfig(

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from qmop.compressors.mixture import ALIGN, BRANCHES, TUNE, Mixture
 from qmop.features import Query, VisualFeatures
+from qmop.modeling_qmop import QMoPForConditionalGeneration
+from qmop.tiny.assemble import tiny_config
 
 MakeFeatures = Callable[..., VisualFeatures]
 MakeQuery = Callable[..., Query]
@@ -282,3 +284,51 @@ def test_a_router_that_reads_nothing_fuses_every_picture_alike_and_learns(
     method(features, query).tokens_BMC.pow(2).sum().backward()
     assert method.router.leave.bias.grad.abs().min() > 0
     assert not method.router.enter.weight.grad.any()  # what it would read is zero
+
+
+WITHOUT_RELEVANCE = {"resampler": {"heads": 4}, "window_pool": {"heads": 4}, "prune": {"lam": 1.0}}
+
+
+@pytest.mark.parametrize("execution", ["sparse", "dense"])
+@pytest.mark.parametrize("deaf", [{"select": "equal"}, {"router": {"inputs": "image"}}, {"router": {"inputs": "none"}}])
+def test_without_a_reader_of_the_question_none_is_declared_or_needed(
+    make_features: MakeFeatures, make_query: MakeQuery, deaf: dict[str, object], execution: str
+) -> None:
+    method, features = mixture(branches=WITHOUT_RELEVANCE, execution=execution, **deaf), make_features(6)
+    assert method.declaration.reads == {"summary", "cls_attention"}
+    assert not method.declaration.text_guided
+    features.text_space_BNE = None
+    for mode in (method.train(), method.eval()):
+        unasked, asked = mode(features), mode(features, make_query(6))
+        assert torch.equal(unasked.tokens_BMC, asked.tokens_BMC)
+        assert torch.equal(unasked.branch_weights_BS, asked.branch_weights_BS)
+
+
+@pytest.mark.parametrize(
+    ("options", "reads"),
+    [
+        ({}, {"summary", "cls_attention", "query", "text_space"}),
+        ({"select": "equal"}, {"summary", "cls_attention", "query", "text_space"}),
+        ({"branches": WITHOUT_RELEVANCE}, {"summary", "cls_attention", "query"}),
+        ({"branches": WITHOUT_RELEVANCE, "router": {"inputs": "text"}}, {"summary", "cls_attention", "query"}),
+    ],
+)
+def test_one_reader_of_the_question_is_enough_to_declare_it(
+    make_features: MakeFeatures, options: dict[str, object], reads: set[str]
+) -> None:
+    method = mixture(**options)
+    assert method.declaration.reads == reads
+    assert method.declaration.text_guided
+    with pytest.raises(ValueError, match=r"query is missing, but qmop .*pass query="):
+        method(make_features(1))
+
+
+def test_a_mixture_that_reads_no_question_runs_without_a_text_tower() -> None:
+    torch.manual_seed(0)
+    config = tiny_config("qmop", 16, select="equal", branches={"prune": {"lam": 1.0}})
+    config.query_config = None
+    model = QMoPForConditionalGeneration(config).eval()
+    assert model.model.query_encoder is None
+    with torch.no_grad():
+        found = model.get_image_features(torch.randn(2, 3, 96, 96)).compressed
+    assert found.tokens_BMC.shape == (2, 16, 160)

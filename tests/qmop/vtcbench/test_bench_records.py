@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,6 +36,33 @@ def test_columns_are_plain_types_in_a_fixed_order(evaluation: list[Record]) -> N
     assert table.schema.equals(SCHEMA)
     assert table.column_names[:3] == ["checkpoint", "label", "method"]
     assert set(table["branch_weights"].is_null().to_pylist()) == {True, False}
+
+
+def test_duckdb_reads_the_files_of_a_results_store(evaluation: list[Record], tmp_path: Path) -> None:
+    half = len(evaluation) // 2
+    for number, part in enumerate((evaluation[:half], evaluation[half:])):
+        (tmp_path / f"{number}.parquet").write_bytes(to_parquet_bytes(part))
+    question = """
+        SELECT label, count(*), avg(score), count(*) FILTER (NOT parsable),
+               any_value(branch_weights[1]), min(difficulty)
+        FROM read_parquet($files) GROUP BY label ORDER BY label
+    """
+
+    with duckdb.connect() as database:
+        rows = database.execute(question, {"files": str(tmp_path / "*.parquet")}).fetchall()
+
+    mine = {label: [r for r in evaluation if r.label == label] for label in sorted({r.label for r in evaluation})}
+    assert rows == [
+        (
+            label,
+            40,
+            pytest.approx(sum(record.score for record in records) / 40),
+            sum(not record.parsable for record in records),
+            0.5 if label == "qmop@16" else None,
+            min(record.difficulty for record in records if record.difficulty is not None),
+        )
+        for label, records in mine.items()
+    ]
 
 
 def test_no_records_make_an_empty_file() -> None:

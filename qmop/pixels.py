@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -49,13 +50,16 @@ def _scaled(levels_HW: np.ndarray) -> np.ndarray:
 def shown(images: Any) -> Any:
     """Pictures as a viewer shows them, see `to_rgb`, in the lists and tuples in which they came.
 
-    Arrays and tensors have no mode or orientation and stay as they are, and so does a picture that is shown already.
+    Names of files are opened. Arrays and tensors have no mode or orientation and stay as they are, and so does a
+    picture that is shown already.
 
     Raises:
         ValueError: if a picture is a sliver.
     """
     if isinstance(images, list | tuple):
         return [shown(image) for image in images]
+    if isinstance(images, str) and os.path.isfile(images):  # noqa: PTH113 - a picture in base64 is too long for a Path
+        images = Image.open(images)
     if isinstance(images, Image.Image):
         _require_area(*images.size)
         return images if _is_shown(images) else to_rgb(images)

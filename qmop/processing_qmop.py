@@ -124,7 +124,7 @@ class QMoPProcessor(ProcessorMixin):
 
     def _process_images(self, images: Any, **kwargs: Any) -> tuple[Any, list[str]]:
         """Pixels of whole pictures or of tiles, and what stands for each picture in the prompt."""
-        images = shown(images)
+        images = shown(images)  # once more, for those that were fetched since
         if self.max_tiles is None:
             return super()._process_images(images, **kwargs)
         tiled = tile_pictures(self.image_processor, images, self.max_tiles, **kwargs)
@@ -138,7 +138,7 @@ class QMoPProcessor(ProcessorMixin):
         """Prepare model inputs.
 
         Args:
-            images: pictures in the order of their placeholders.
+            images: pictures, or names of their files, in the order of their placeholders.
             text: one prompt or several, each with one placeholder per picture.
             query: the question of each prompt (one for all its pictures), for text-guided methods.
             visual_tokens: another budget than the built one, for elastic methods.
@@ -153,7 +153,7 @@ class QMoPProcessor(ProcessorMixin):
         prompts = [text] if isinstance(text, str) else list(text or [])
         token = _budget.set(visual_tokens)
         try:
-            batch = super().__call__(images=images, text=prompts, **kwargs)
+            batch = super().__call__(images=shown(images), text=prompts, **kwargs)
         finally:
             _budget.reset(token)
         if visual_tokens is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +94,14 @@ def test_pictures_are_shown_in_the_lists_in_which_they_came() -> None:
     assert second.getpixel((0, 0)) == (156, 156, 156)  # 40,000 of 65,535 in 255
     assert third.getpixel((0, 0)) == (255, 255, 255)
     assert [once is again for once, again in zip(shown([first, second]), [first, second], strict=True)] == [True] * 2
+
+
+def test_names_of_files_are_opened(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 4), (0, 0, 0, 0)).save(file := tmp_path / "clear.png")
+    (told,) = shown([str(file)])
+    assert (told.mode, told.size, told.getpixel((0, 0))) == ("RGB", (2, 4), (255, 255, 255))
+    for other in ("https://example.org/a.png", "iVBORw0KGgo" * 2000):
+        assert shown(other) == other
 
 
 def test_arrays_stay_as_they_are() -> None:

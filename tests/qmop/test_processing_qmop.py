@@ -222,6 +222,14 @@ def test_pictures_are_read_as_a_viewer_shows_them(processor: QMoPProcessor) -> N
     assert (read[2] - pixels(plain.transpose(Image.Transpose.ROTATE_90))[0]).abs().max() > 0.5
 
 
+def test_files_are_read_as_a_viewer_shows_them(processor: QMoPProcessor, tmp_path: Path) -> None:
+    Image.new("RGBA", (96, 96), (0, 0, 0, 0)).save(file := tmp_path / "clear.png")
+    turn = [{"role": "user", "content": [{"type": "image", "path": str(file)}, {"type": "text", "text": "what ?"}]}]
+    told = processor.apply_chat_template(turn, tokenize=True, return_dict=True, return_tensors="pt")
+    white = processor(images=Image.new("RGB", (96, 96), "white"), text="<image>", return_tensors="pt")
+    assert torch.equal(told["pixel_values"], white["pixel_values"])
+
+
 @pytest.mark.parametrize("max_tiles", [None, 4])
 def test_slivers_are_refused(processor: QMoPProcessor, max_tiles: int | None) -> None:
     own = QMoPProcessor(processor.image_processor, processor.tokenizer, visual_tokens=16, max_tiles=max_tiles)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.bounds import require_at_least
+from cluster.failures import JobFailedError
 from cluster.progress import Progress
 from cluster.session import RaySettings, ray_session
 from cluster.storage import write_atomic
@@ -137,5 +138,5 @@ def _judge(name: str, checkpoint: str, recipe: ReproduceRecipe, progress: Progre
         with progress.stage(f"judging {name} on {len(COLUMNS)} benchmarks"):
             done = subprocess.run(command, check=False)  # noqa: S603 - our own command, without a shell
         if done.returncode:
-            raise OSError(f"lmms-eval failed on {name} with exit code {done.returncode}: its words stand above")
+            raise JobFailedError(f"lmms-eval failed on {name} with exit code {done.returncode}: its words stand above")
     return read_scores(folder)

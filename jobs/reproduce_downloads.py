@@ -60,7 +60,7 @@ def fetch_all(folder: Path, progress: Progress) -> None:
 
     Raises:
         FileNotFoundError: if OCR-VQA's pictures are missing; looked for first, since only a person can bring them.
-        OSError: if a download fails.
+        ConnectionError: if a download fails.
         ValueError: if an archive is damaged or lacks what it should hold.
     """
     if not (folder / OCR_VQA).is_dir():
@@ -113,7 +113,7 @@ def _download(url: str, target: Path, progress: Progress) -> None:
                 done += len(piece)
                 progress.update(f"fetching {target.name}", done, size, "bytes")
     except (OSError, http.client.HTTPException) as error:  # refused, torn off in the middle, or no room here
-        raise OSError(f"{url} could not be fetched ({error}): run again, or put the file at {target}") from error
+        raise ConnectionError(f"{url} could not be fetched ({error}): run again, or put the file at {target}") from error
     if size and done != size:
-        raise OSError(f"{url} ended after {done:,} of {size:,} bytes: run again")
+        raise ConnectionError(f"{url} ended after {done:,} of {size:,} bytes: run again")
     part.rename(target)

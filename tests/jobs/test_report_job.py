@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from cluster.progress import Progress
+from cluster.storage import write_atomic
 from jobs import cli
 from jobs import report as job
 from jobs.inspection import checkpoints_of
-from jobs.report import ReportRecipe, _folder_of, write_report
+from jobs.report import ReportRecipe, _date_of, _folder_of, write_report
 from pipelines.evaluation.discovery import Candidate, discover
 from pipelines.evaluation.runner import EvaluateResult
 from pipelines.evaluation.store import read_index, write_index
@@ -26,6 +27,7 @@ from qmop.tiny.base import base_path
 from qmop.vtcbench.records import judge
 from qmop.vtcbench.rendered import RenderedItem
 from qmop.vtcbench.suite import SuiteManifest, read_shard, write_suite
+from tests.fixtures.s3_server import BUCKET
 
 
 @pytest.fixture
@@ -202,6 +204,17 @@ def test_the_floor_stands_in_every_form(results: str, monkeypatch: pytest.Monkey
     assert found["rows"][1]["against_reference"]["loss"]["n"] == right > 0
     assert "information loss (floor 100.0) | reverse share (floor 0.0)" in Path(results, "report.md").read_text()
     assert "floor 100.0" in Path(results, "report.html").read_text()
+
+
+@pytest.mark.pipeline
+def test_the_date_of_a_store_in_a_bucket_is_that_of_its_last_unit(s3_server: str) -> None:
+    assert s3_server
+    store = f"s3://{BUCKET}/results"
+    write_atomic(f"{store}/evaluation.json", b'{"units": ["a", "b"], "suite": "s", "suite_digest": "d"}')
+    for name in ("a", "b"):
+        write_atomic(f"{store}/units/{name}.parquet", b"")
+
+    assert abs((datetime.now(UTC) - _date_of(store)).total_seconds()) < 60
 
 
 def test_every_label_has_a_folder_of_its_own() -> None:

@@ -113,7 +113,8 @@ def _download(url: str, target: Path, progress: Progress) -> None:
                 done += len(piece)
                 progress.update(f"fetching {target.name}", done, size, "bytes")
     except (OSError, http.client.HTTPException) as error:  # refused, torn off in the middle, or no room here
-        raise ConnectionError(f"{url} could not be fetched ({error}): run again, or put the file at {target}") from error
+        sentence = f"{url} could not be fetched ({error}): run again, or put the file at {target}"
+        raise ConnectionError(sentence) from error
     if size and done != size:
         raise ConnectionError(f"{url} ended after {done:,} of {size:,} bytes: run again")
     part.rename(target)

@@ -179,7 +179,9 @@ class Job:
         uri = storage.join(self.output, name)
         storage.write_atomic(uri, data)
         if storage.sha256_of(uri) != sha256:
-            raise storage.StorageError(f"{uri} does not hold the bytes that were written, check the storage and run again")
+            raise storage.StorageError(
+                f"{uri} does not hold the bytes that were written, check the storage and run again"
+            )
         return Shard(
             url=name,
             nsamples=len(keys),

@@ -79,18 +79,18 @@ class LoneJudge:
     def _answer(self, units: list[Unit], suite: SuiteManifest) -> None:
         deadline = time.monotonic() + self._time_limit_s
         judge, done, attempts = self._judge(suite), 0, 1
-        doubted: tuple[str, ...] = ()
+        doubts: dict[str, tuple[str, ...]] = {}
         try:
             while done < len(units):
-                running = judge.run.remote(units[done], 0, (), doubted)
+                running = judge.run.remote(units[done], **doubts)
                 self._await(running, deadline, f"{done} of {len(units)} units done")
                 try:
-                    fit, doubted = not ray.get(running).worn, ()
+                    fit, doubts = not ray.get(running).worn, {}
                     done, attempts = done + 1, 1
                 except WorkerError as error:
                     if attempts == _ATTEMPTS:
                         raise
-                    fit, doubted, attempts = False, error.doubted, attempts + 1
+                    fit, doubts, attempts = False, {"doubted": error.doubted}, attempts + 1
                 if not fit:
                     ray.kill(judge)
                     judge = self._judge(suite)

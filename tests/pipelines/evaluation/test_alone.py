@@ -85,7 +85,7 @@ def test_a_process_that_is_not_fit_is_followed_by_another_twice(
             self.run, self.number = self, len(made)
             made.append(())
 
-        def remote(self, _unit: object, _fence: int, _views: object, doubted: tuple[str, ...]) -> Process:
+        def remote(self, _unit: object, doubted: tuple[str, ...] = ()) -> Process:
             made[self.number] = doubted
             return self
 

@@ -12,7 +12,7 @@ from cluster.bounds import require_at_least
 from cluster.progress import Progress
 from cluster.storage import absolute, exists, is_s3, join, read_bytes, write_atomic
 from qmop.vtcbench.harness_task import write_task
-from qmop.vtcbench.items import CI_ITEMS
+from qmop.vtcbench.items import STANDARD_ITEMS
 from qmop.vtcbench.lmms_eval import GROUP
 from qmop.vtcbench.rendered import RenderedItem, suite, suite_digest
 from qmop.vtcbench.suite import MANIFEST, SuiteManifest, decode_shard, parse_manifest
@@ -32,7 +32,7 @@ class LmmsRecipe:
 
     output: str
     suite: str | None = None
-    count: int = CI_ITEMS
+    count: int = STANDARD_ITEMS
     seed: int = 1
     max_new_tokens: int = 32
 

@@ -11,7 +11,7 @@ from cluster.bounds import require_above, require_at_least
 from cluster.session import RaySettings
 from cluster.storage import absolute, is_s3
 from pipelines.evaluation.gate import parse_gate
-from qmop.vtcbench.items import CI_ITEMS
+from qmop.vtcbench.items import STANDARD_ITEMS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,12 @@ class SuiteRecipe:
 
     Attributes:
         seed: of the suite; training pictures come from streams of another name, so that equal seeds share nothing.
-        count: items in all: 1,500 as in continuous integration; the comparison of methods takes 10,000.
+        count: items in all; the comparison of methods takes 10,000.
         items_per_shard: items of one unit of work.
     """
 
     seed: int = 1
-    count: int = CI_ITEMS
+    count: int = STANDARD_ITEMS
     items_per_shard: int = 250
 
     def __post_init__(self) -> None:

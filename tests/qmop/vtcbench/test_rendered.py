@@ -13,7 +13,7 @@ from PIL import Image
 
 from qmop.vtcbench.composing import LEVELS
 from qmop.vtcbench.dimensions import FAMILIES
-from qmop.vtcbench.items import CI_ITEMS, COMPARISON_ITEMS, DIMENSIONS
+from qmop.vtcbench.items import COMPARISON_ITEMS, DIMENSIONS, STANDARD_ITEMS
 from qmop.vtcbench.rendered import (
     ROTA,
     SUITE_SPLIT,
@@ -82,7 +82,7 @@ def test_every_family_gets_its_share_of_every_level() -> None:
 
 
 def test_both_sizes_of_the_suite_share_out_evenly() -> None:
-    assert CI_ITEMS % (len(FAMILIES) * len(ROTA)) == COMPARISON_ITEMS % (len(FAMILIES) * len(ROTA)) == 0
+    assert STANDARD_ITEMS % (len(FAMILIES) * len(ROTA)) == COMPARISON_ITEMS % (len(FAMILIES) * len(ROTA)) == 0
 
 
 def test_questions_alone_are_those_of_the_suite(small_suite: list[RenderedItem]) -> None:

@@ -79,7 +79,12 @@ class ImageFeatures:
             raise ValueError("return_dict is False, but what was kept of the images is handed on by name: leave it out")
         config, layers = self.config, self.config.vision_config.num_hidden_layers
         layer = one_layer(config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer, layers)
-        require_layers(config.importance_layer, config.feature_levels, layers)
+        reads = self.multi_modal_projector.declaration.reads
+        require_layers(
+            config.importance_layer if reads & {"cls_attention", "keys"} else None,
+            config.feature_levels if "levels" in reads else None,
+            layers,
+        )
         pixels = pixel_values.to(self.dtype)
 
         def asked() -> Query | None:

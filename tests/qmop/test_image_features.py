@@ -51,18 +51,23 @@ def test_stock_arguments_without_effect_are_taken(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("method", "field", "value", "said"),
     [
-        ("vision_feature_layer", 99, "vision_feature_layer is 99, but .* choose -7 to 6"),
-        ("importance_layer", 6, "importance_layer is 6, but .* choose -6 to 5"),
-        ("feature_levels", [2, 3, 4, 50], r"feature_levels is \[2, 3, 4, 50\], but .* choose -7 to 6"),
+        ("tokenpacker", "vision_feature_layer", 99, "vision_feature_layer is 99, but .* choose -7 to 6"),
+        ("fastervlm", "importance_layer", 6, "importance_layer is 6, but .* choose -6 to 5"),
+        ("tokenpacker", "feature_levels", [2, 3, 4, 50], r"feature_levels is \[2, 3, 4, 50\], but .* choose -7 to 6"),
     ],
 )
-def test_layers_of_a_configuration_are_checked(field: str, value: Any, said: str) -> None:
-    model = tiny_model("tokenpacker", 16)
+def test_layers_of_a_configuration_are_checked_where_they_are_read(
+    method: str, field: str, value: Any, said: str
+) -> None:
+    model = tiny_model(method, 16)
     setattr(model.config, field, value)
     with pytest.raises(ValueError, match=said):
         model.get_image_features(PIXELS)
+    model = tiny_model("average_pool", 16)
+    model.config.importance_layer, model.config.feature_levels = 6, [2, 3, 4, 50]
+    assert len(model.get_image_features(PIXELS).pooler_output) == 2
 
 
 def test_a_tuple_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""The rules of the house, held over the sources: who may import whom, how long a file may be, what is never used.
+"""Rules checked over the sources: who may import whom, how long a file may be, what is never used.
 
 `violations(root)` is the checker: one line `path:line: what` for each breach below a root that holds the packages.
 """
@@ -160,7 +160,7 @@ def test_an_import_of_ray_in_the_library_is_reported_with_file_and_line(copy: Pa
         ),
         ("jobs/a.py", "f(trust_remote_code=True)", "1: uses trust_remote_code"),
         ("jobs/a.py", "f(**{'trust_remote_code': True})", "1: uses trust_remote_code"),
-        ("jobs/a.py", "open('../shared/x')", "1: holds the relative path '../shared/x'"),
+        ("jobs/a.py", "open('../data/x')", "1: holds the relative path '../data/x'"),
         ("jobs/a.py", "class A:\n    def f(self): ...", "2: f has no return annotation"),
         ("jobs/a.py", "async def f(): ...", "1: f has no return annotation"),
         ("jobs/a.py", "\n" * 501, "501: has 501 lines, more than 500"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -129,6 +130,12 @@ def test_the_sources_keep_the_rules() -> None:
 def test_every_test_mirrors_a_source() -> None:
     assert lonely_tests(ROOT) == []
     assert all((ROOT / name).is_file() for name in WHOLE_ROOMS)
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """They are modules without packages, so the second would be taken for the first."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_an_import_of_ray_in_the_library_is_reported_with_file_and_line(copy: Path) -> None:

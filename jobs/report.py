@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote
 
 from pyarrow import fs as pafs
@@ -79,6 +80,7 @@ def run(recipe: ReportRecipe, progress: Progress) -> int:
 def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
     """Write every form of the report and return it; `report.html` is the page for people."""
     records, suite = read_index(recipe.results)
+    index = index_of(recipe.results)
     _check_labels(recipe, records)
     folder = recipe.output or recipe.results
     shown, timed = worth_showing(records, recipe.samples), _timed(records) if recipe.inspect else []
@@ -100,7 +102,7 @@ def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
             recipe.blind,
             floor=recipe.floor,
             seed=recipe.seed,
-            unanswered=_unanswered(recipe.results, records),
+            unanswered=_unanswered(index, records),
             costs=costs,
             profiles=seen.profiles,
         )
@@ -108,7 +110,7 @@ def write_report(recipe: ReportRecipe, progress: Progress) -> Report:
             "report.md": to_markdown(report),
             "report.json": to_json(report),
             "report.html": to_html(report, with_drawings(samples, seen.drawings)),
-            **_harness_files(report, records, _date_of(recipe.results)),
+            **_harness_files(report, records, _date_of(recipe.results, index)),
         }
         for name, text in files.items():
             write_atomic(join(folder, name), text.encode())
@@ -127,11 +129,11 @@ def _check_labels(recipe: ReportRecipe, records: list[Record]) -> None:
         require_second_run(records, recipe.reference, recipe.floor)
 
 
-def _unanswered(store: str, records: list[Record]) -> dict[str, dict[str, str]]:
+def _unanswered(index: dict[str, Any], records: list[Record]) -> dict[str, dict[str, str]]:
     """By label, the keys of items that could not be answered, with the reason."""
     known = {(record.label, record.key) for record in records}
     found: dict[str, dict[str, str]] = {}
-    for name, why in index_of(store).get("poisoned", {}).items():
+    for name, why in index.get("poisoned", {}).items():
         label, _, key = name.rpartition(": ")
         if (label, key) in known:
             found.setdefault(label, {})[key] = why
@@ -147,9 +149,9 @@ def _harness_files(report: Report, records: list[Record], date: datetime) -> dic
     }
 
 
-def _date_of(store: str) -> datetime:
+def _date_of(store: str, index: dict[str, Any]) -> datetime:
     """When the evaluation ended: when the last of its units was written, in UTC; no later report moves it."""
-    units = set(index_of(store)["units"])
+    units = set(index["units"])
     system, folder = arrow_filesystem(join(store, UNITS))
     found = (system or pafs.LocalFileSystem()).get_file_info(pafs.FileSelector(folder))
     return max(info.mtime for info in found if info.base_name.partition(".")[0] in units).astimezone(UTC)

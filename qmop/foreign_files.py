@@ -5,7 +5,6 @@ Pickled files are read as tensors and nothing else; one that asks for more is re
 
 from __future__ import annotations
 
-import json
 import re
 import zipfile
 from pathlib import Path
@@ -14,6 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from qmop.json_files import read_object
 
 Tensors = dict[str, Tensor]
 
@@ -59,7 +60,7 @@ def _files(path: Path) -> list[Path]:
 def _indexed(index: Path) -> list[str]:
     """The files that an index names, without their folders."""
     try:
-        places = [Path(place).name for place in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()]
+        places = [Path(place).name for place in read_object(index)["weight_map"].values()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # no JSON, no map, or one of other things
         raise ValueError(f"{index} is damaged: expected a weight_map of names to files; fetch it again") from error
     return sorted(set(places))

@@ -15,8 +15,8 @@ A sliver one pixel high is small in pixels, but resizing its short side to a tow
 blow it up to gigabytes.
 """
 
-_ORIENTATION = 0x0112
-"""Number of the EXIF field that says how a viewer turns a picture."""
+_ORIENTATION, _TURNS = 0x0112, range(2, 9)
+"""Number of the EXIF field that says how a viewer turns a picture, and its values that do."""
 
 _MOST_8, _MOST_16 = 0xFF, 0xFFFF
 _DIMENSIONS = 3
@@ -25,6 +25,11 @@ _DIMENSIONS = 3
 def is_sliver(width: int, height: int) -> bool:
     """Whether a picture of so many pixels is narrower than 1 : `MAX_ASPECT`."""
     return max(width, height) > MAX_ASPECT * min(width, height)
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether a viewer turns or mirrors the picture, as its EXIF or XMP says."""
+    return image.getexif().get(_ORIENTATION, 1) in _TURNS
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -77,5 +82,4 @@ def _require_area(width: int, height: int) -> None:
 
 
 def _is_shown(image: Image.Image) -> bool:
-    turned = image.getexif().get(_ORIENTATION, 1) != 1
-    return image.mode == "RGB" and not turned and not image.has_transparency_data
+    return image.mode == "RGB" and not is_turned(image) and not image.has_transparency_data

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from qmop.encoders import QueryEncoder
+from qmop.json_files import read_object
 from qmop.quiet import without_tables
 
 PAIRS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
@@ -96,7 +96,7 @@ def _text_tower(folder: Path, kind: Any, text_config: Any, dtype: torch.dtype) -
 def _stored(folder: Path, name: str) -> Tensor:
     """One tensor of a checkpoint, in one file or several."""
     index = folder / "model.safetensors.index.json"
-    sharded = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.is_file() else {}
+    sharded = read_object(index)["weight_map"] if index.is_file() else {}
     with safe_open(folder / sharded.get(name, "model.safetensors"), framework="pt") as file:
         if name not in file.keys():  # noqa: SIM118 - the file is no mapping
             raise ValueError(f"{folder} lacks {name}: save the whole model, not its text tower alone")

@@ -54,7 +54,8 @@ class _Watch:
         del model, args
         logits = output.logits[:, -1]
         bad = ~torch.isfinite(logits).all(dim=-1)
-        ended = torch.isin(logits.argmax(dim=-1), self._ends.to(logits.device))
+        self._ends = self._ends.to(logits.device)  # at the first step alone
+        ended = torch.isin(logits.argmax(dim=-1), self._ends)
         self.bad = bad if self.bad is None else self.bad | bad
         self.ended = ended if self.ended is None else self.ended | ended
 

@@ -32,7 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.corpus.images import decode_image
-from qmop.pixels import MAX_ASPECT, is_sliver
+from qmop.pixels import MAX_ASPECT, is_sliver, is_turned
 
 _KNOWN = {"CLIPImageProcessor", "SiglipImageProcessor", "LlavaImageProcessor"}
 _MODES = {2: "bilinear", 3: "bicubic"}
@@ -43,7 +43,6 @@ _SCALED_ABOVE = 3
 _MARKER, _APP1, _SCAN = 0xFF, 0xE1, 0xDA
 _LONGEST_PADDED = 8192
 """Pixels of a side up to which a picture is made square as it is; a square of it holds 200 MB."""
-_ORIENTATION, _TURNS = 0x0112, range(2, 9)
 _LEVELS = 255
 
 
@@ -212,7 +211,7 @@ def _turned(data: bytes) -> bool:
     if not _described(data):
         return False
     try:
-        return Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1) in _TURNS
+        return is_turned(Image.open(io.BytesIO(data)))
     except Exception:  # noqa: BLE001 - a decoder raises whatever it likes; Pillow's own way of turning then decides
         return True
 

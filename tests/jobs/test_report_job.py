@@ -19,7 +19,7 @@ from jobs.inspection import checkpoints_of
 from jobs.report import ReportRecipe, _date_of, _folder_of, write_report
 from pipelines.evaluation.discovery import Candidate, discover
 from pipelines.evaluation.runner import EvaluateResult
-from pipelines.evaluation.store import read_index, write_index
+from pipelines.evaluation.store import index_of, read_index, write_index
 from pipelines.evaluation.units import Generation, commit, plan_units
 from pipelines.training.exports import WEIGHTS, publish
 from qmop.loading import derive
@@ -214,7 +214,7 @@ def test_the_date_of_a_store_in_a_bucket_is_that_of_its_last_unit(s3_server: str
     for name in ("a", "b"):
         write_atomic(f"{store}/units/{name}.parquet", b"")
 
-    assert abs((datetime.now(UTC) - _date_of(store)).total_seconds()) < 60
+    assert abs((datetime.now(UTC) - _date_of(store, index_of(store))).total_seconds()) < 60
 
 
 def test_every_label_has_a_folder_of_its_own() -> None:
